@@ -1,0 +1,208 @@
+"""OmniGen2 as a native ComfyUI MODEL.
+
+The model, its config and its conditioning contract are subclasses of ComfyUI's own OmniGen2, so that core samplers,
+LoRA loading, offloading and model patches treat it as what it is; the transformer inside is omnigen2_core's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Callable, Mapping
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import comfy.utils
+import torch
+
+from ...omnigen2_core.errors import CheckpointError
+from ...omnigen2_core.profile import PUBLISHED, ModelProfile
+from ...omnigen2_core.transformer import OmniGen2Config, OmniGen2Transformer
+from .conditioning import MASK, REFERENCES, check_references, check_text, pack_text
+from .run import add_run_wrappers
+from .transformer import HostTransformer
+
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+WEIGHT_DTYPES = ("auto", *DTYPES)
+# In the order in which the automatic choice takes what the device can do.
+SUPPORTED_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+# Weights above this size keep the file's dtype in memory even where the device computes in a wider one.
+LARGE_BYTES = 1 << 30
+FP8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+
+
+class OmniGen2ModelConfig(comfy.supported_models.Omnigen2):
+    """ComfyUI's OmniGen2 settings (latent format, fixed shift, memory factor) for a transformer of any size."""
+
+    def __init__(self, config: OmniGen2Config, profile: ModelProfile = PUBLISHED):
+        super().__init__({"image_model": "omnigen2", **asdict(config)})
+        self.supported_inference_dtypes = SUPPORTED_DTYPES
+        self.profile = profile
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return OmniGen2Model(self, device=device)
+
+
+class OmniGen2Model(comfy.model_base.Omnigen2):
+    """The inside of our MODEL: conditioning in, denoised latents out.
+
+    profile: what suits these weights (time shift, sizes, default guidance).
+    """
+
+    def __init__(self, model_config: OmniGen2ModelConfig, device=None):
+        # Omnigen2.__init__ would build ComfyUI's own transformer.
+        comfy.model_base.BaseModel.__init__(
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostTransformer
+        )
+        self.memory_usage_factor_conds = ("ref_latents",)
+        self.profile = model_config.profile
+
+    def extra_conds(self, **kwargs):
+        """The native contract, made exact: text packed to its real tokens, a mask only where a batch needs one."""
+        unet_config = self.model_config.unet_config
+        text = kwargs.get("cross_attn")
+        check_text(text, unet_config["text_feat_dim"])
+        check_references(kwargs.get(REFERENCES) or [], unet_config["in_channels"], self.profile.max_references)
+        text, mask = pack_text(text, kwargs.get(MASK))
+        out = super().extra_conds(**{**kwargs, "cross_attn": text, MASK: None})
+        if mask is not None:
+            out[MASK] = comfy.conds.CONDRegular(mask)
+        return out
+
+    def process_timestep(self, timestep, **kwargs):
+        """Sigma again, whatever multiplier a sampling patch such as ModelSamplingSD3 has brought."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+
+def load_diffusion_model(
+    state_dict: Mapping[str, torch.Tensor],
+    config: OmniGen2Config,
+    profile: ModelProfile = PUBLISHED,
+    *,
+    weight_dtype: str = "auto",
+    metadata: Mapping[str, str] | None = None,
+    reload: tuple[Callable, tuple] | None = None,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL from a transformer's weights.
+
+    Args:
+        state_dict: Published parameter names; fp8 with or without scales, in any of the forms ComfyUI knows.
+        config, profile: Shape of the transformer, and what suits the weights.
+        weight_dtype: One of WEIGHT_DTYPES. "auto" is bf16 where the device computes in it. "fp8_e4m3fn" stores the
+            matrices in 8 bits, with a scale for each, and computes in the automatic dtype.
+        metadata: The file's header entries, where ComfyUI notes quantised layers.
+        reload: (function, arguments) that loads the same model again; the function must also accept
+            `disable_dynamic`. ComfyUI needs it to compile the model, or to run it on several devices.
+        disable_dynamic: ComfyUI asks for a patcher that does not page weights in and out.
+
+    Raises CheckpointError if weights are missing or of another shape.
+    """
+    state_dict, _ = comfy.utils.convert_old_quants(dict(state_dict), "", metadata=dict(metadata or {}))
+    check_weights(state_dict, config)
+    if weight_dtype == "auto" and _automatic_dtype(state_dict).itemsize == 1:
+        # ComfyUI was started with a flag such as --fp8_e4m3fn-unet.
+        weight_dtype = "fp8_e4m3fn"
+    if weight_dtype == "fp8_e4m3fn" or torch.float8_e4m3fn in {tensor.dtype for tensor in state_dict.values()}:
+        state_dict = with_fp8_scales(state_dict, quantise=weight_dtype == "fp8_e4m3fn")
+
+    model_config = OmniGen2ModelConfig(config, profile)
+    model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    quantised = model_config.quant_config is not None
+    storage, compute = choose_dtypes(state_dict, weight_dtype, load_device, quantised=quantised)
+    model_config.set_inference_dtype(storage, compute, device=load_device)
+
+    model = model_config.get_model(state_dict)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(state_dict, assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = reload
+    add_run_wrappers(patcher)
+    return patcher
+
+
+def choose_dtypes(
+    state_dict: Mapping[str, torch.Tensor], weight_dtype: str, device: torch.device, *, quantised: bool
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """(dtype of the weights in memory, dtype of the computation or None if it is the same)."""
+    chosen = DTYPES[weight_dtype] if weight_dtype in ("bf16", "fp16", "fp32") else None
+    storage = chosen if quantised else chosen or _automatic_dtype(state_dict)
+    compute = comfy.model_management.unet_manual_cast(storage, device, SUPPORTED_DTYPES)
+    if quantised:
+        # Everything but the quantised matrices is stored as it is computed.
+        return compute or storage, compute or storage
+    in_file = comfy.utils.weight_dtype(state_dict)
+    size = sum(tensor.numel() for tensor in state_dict.values()) * storage.itemsize
+    if in_file.itemsize < storage.itemsize and size > LARGE_BYTES:
+        return in_file, compute or storage
+    return storage, compute
+
+
+def _automatic_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
+    return comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state_dict), supported_dtypes=SUPPORTED_DTYPES
+    )
+
+
+def check_weights(state_dict: Mapping[str, torch.Tensor], config: OmniGen2Config) -> None:
+    """Raises CheckpointError unless every weight of the transformer is there, in its shape."""
+    expected = OmniGen2Transformer(config, device="meta").state_dict()
+    missing = [name for name in expected if name not in state_dict]
+    if missing:
+        raise CheckpointError(
+            f"The transformer file lacks {len(missing)} of {len(expected)} weights (the first is {missing[0]}); "
+            "it is cut short or belongs to another model. Download it again."
+        )
+    for name, tensor in expected.items():
+        found = state_dict[name]
+        packed = f"{name.removesuffix('.weight')}.comfy_quant" in state_dict
+        if found.shape != tensor.shape and not packed:
+            raise CheckpointError(
+                f"The weight {name} has shape {list(found.shape)}, but config.json asks for {list(tensor.shape)}; "
+                "the weights and the config belong to different models."
+            )
+
+
+def with_fp8_scales(state_dict: Mapping[str, torch.Tensor], *, quantise: bool) -> dict[str, torch.Tensor]:
+    """The same weights with each fp8 matrix in ComfyUI's quantised form: values, a scale and a format entry.
+
+    Matrices stored as bare fp8 get the scale 1, so that norms and biases keep their own precision. quantise: turn
+    the other matrices into fp8 too, scaled so that the largest value just fits.
+    """
+    settings = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+    out = dict(state_dict)
+    for name, tensor in state_dict.items():
+        layer = name.removesuffix(".weight")
+        if layer == name or f"{layer}.comfy_quant" in state_dict:
+            continue
+        if tensor.dtype == torch.float8_e4m3fn and tensor.ndim == 2:
+            scale = torch.ones(())
+        elif tensor.dtype == torch.float8_e4m3fn:
+            out[name] = tensor.float()
+            continue
+        elif quantise and tensor.ndim == 2:
+            scale = (tensor.abs().amax().float() / FP8_LARGEST).clamp_min(1e-12)
+            out[name] = (tensor.float() / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
+        else:
+            continue
+        out[f"{layer}.weight_scale"] = scale
+        out[f"{layer}.comfy_quant"] = torch.tensor(list(settings), dtype=torch.uint8)
+    return out
+
+
+def profile_of(model: comfy.model_patcher.ModelPatcher) -> ModelProfile:
+    """The profile of a MODEL; the published one for a model of ComfyUI's own loaders."""
+    return getattr(model.model, "profile", PUBLISHED)

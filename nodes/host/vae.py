@@ -1,0 +1,90 @@
+"""The core autoencoder as ComfyUI's VAE, for every width and both weight layouts."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import Any, Iterator
+
+import torch
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+from comfy.latent_formats import Flux
+
+from ...omnigen2_core.checkpoints import load_weights
+from ...omnigen2_core.vae import AutoencoderKL, VAEConfig
+from .parts import Part
+
+
+class _HostAutoencoder(AutoencoderKL):
+    """Tensors in and out, as `comfy.sd.VAE` expects: the mean, so that a reference is the same in every run.
+
+    A MODEL scales latents by FLUX's constants and never sees the VAE's config. So latents of a VAE that was trained
+    with other constants leave here such that FLUX's bring them to the transformer's scale, and come back likewise.
+    """
+
+    def __init__(self, config: VAEConfig, **factory: Any):
+        super().__init__(config, **factory)
+        self._flux = Flux()
+        self._is_flux = (config.scaling_factor, config.shift_factor) == (
+            self._flux.scale_factor,
+            self._flux.shift_factor,
+        )
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        mean = super().encode(images).mean
+        return mean if self._is_flux else self._flux.process_out(self.scale_latents(mean))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().decode(latents if self._is_flux else self.unscale_latents(self._flux.process_in(latents)))
+
+
+class OmniGen2VAE(comfy.sd.VAE):
+    """A native VAE around `AutoencoderKL`; VAE Decode, its tiled form and VAE Encode take it as any other.
+
+    Core's own class builds only the published channel widths. Latents are [B, 16, H/8, W/8], unscaled.
+    """
+
+    def __init__(self, part: Part, *, device: torch.device | None = None, disable_dynamic: bool = False):
+        """Raises CheckpointError unless the weights of `part` fit its config."""
+        config = VAEConfig.from_dict(part.config)
+        weights = part.weights()
+        # Core's layers take what fits and log the rest; a throw-away module says first whether everything does.
+        load_weights(AutoencoderKL(config, device="meta"), weights, part.source)
+        with _without_core_warning():
+            super().__init__(sd={})  # an empty file: core sets its defaults and builds no model
+        self.latent_channels = config.latent_channels
+        self.downscale_ratio = self.upscale_ratio = config.factor
+        self.device = device or comfy.model_management.vae_device()
+        self.vae_dtype = comfy.model_management.vae_dtype(self.device, self.working_dtypes)
+        self.output_device = comfy.model_management.intermediate_device()
+
+        model = _HostAutoencoder(
+            config, operations=comfy.ops.disable_weight_init, dtype=self.vae_dtype, device="cpu"
+        ).eval()
+        self.first_stage_model = model
+        comfy.model_management.archive_model_dtypes(model)
+        patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+        self.patcher = patcher(
+            model, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
+        )
+        model.load_state_dict(weights, strict=False, assign=self.patcher.is_dynamic())
+        self.model_size()
+
+
+@contextmanager
+def _without_core_warning() -> Iterator[None]:
+    """Keeps core from telling the user that an empty VAE file was loaded; everything else is logged as ever."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "No VAE weights detected" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)

@@ -1,0 +1,38 @@
+"""Weights on disk: what a file is, the folder and single-file layouts, fp8, names, LoRA."""
+
+from .folder import ModelFolder, find_model_folders, is_model_folder
+from .fp8 import dequantise
+from .identify import CONFIG_KEY, PROFILE_KEY, FileInfo, FileKind, identify
+from .keymaps import is_diffusers_vae, vae_to_bfl, vae_to_diffusers
+from .lora import LoRA, LoRAWeights, linear_shapes, load_lora, merge_lora, normalise_lora, to_host_names
+from .refusals import require, require_vision
+from .single_file import SingleFile, config_of
+from .tensors import load_weights, read_tensors
+
+__all__ = [
+    "CONFIG_KEY",
+    "PROFILE_KEY",
+    "FileInfo",
+    "FileKind",
+    "LoRA",
+    "LoRAWeights",
+    "ModelFolder",
+    "SingleFile",
+    "config_of",
+    "dequantise",
+    "find_model_folders",
+    "identify",
+    "is_diffusers_vae",
+    "is_model_folder",
+    "linear_shapes",
+    "load_lora",
+    "load_weights",
+    "merge_lora",
+    "normalise_lora",
+    "read_tensors",
+    "require",
+    "require_vision",
+    "to_host_names",
+    "vae_to_bfl",
+    "vae_to_diffusers",
+]

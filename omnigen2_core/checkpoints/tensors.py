@@ -1,0 +1,61 @@
+"""Reading tensors without copying them, and putting them into a module."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+
+def read_tensors(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of the safetensors file at `path`, all or those in `names`, as views of the mapped file.
+
+    Nothing is copied: the system reads pages as they are used and may drop them again.
+    """
+    path = Path(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error}); download it again") from error
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Give `module` (built on the meta device, or not) the tensors of `state` themselves, without a copy.
+
+    `source` names the file or folder in messages. Raises `CheckpointError` in one sentence if names or shapes do not
+    fit.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [name for name, shape in expected.items() if name in state and tuple(state[name].shape) != shape]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{source} does not fit its configuration: {name} has shape {list(state[name].shape)} where "
+            f"{list(expected[name])} is needed{_and_others(wrong)}; use weights and config of the same model"
+        )
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} of {len(expected)} weights (the first is {missing[0]}); "
+            "it is incomplete, download it again"
+        )
+    extra = [name for name in state if name not in expected]
+    if extra:
+        raise CheckpointError(
+            f"{source} has {len(extra)} weights that the model does not know (the first is {extra[0]}); "
+            "it belongs to another model"
+        )
+    module.load_state_dict(dict(state), assign=True)
+
+
+def _and_others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def floating(tensor: Tensor) -> bool:
+    """Whether a tensor holds weights in a plain floating-point format (fp8 is storage, not that)."""
+    return tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -1,0 +1,25 @@
+"""The errors a user can cause. Each message says what is wrong, shows the value, and says what to do."""
+
+
+class OmniGen2Error(ValueError):
+    """Base of every error in this package that better input or another file would avoid."""
+
+
+class CheckpointError(OmniGen2Error):
+    """A weight file or config is not what it should be: wrong model, truncated, pickled, missing parts."""
+
+
+class LoRAError(CheckpointError):
+    """A LoRA file that matches nothing in the model, or matches it wrongly."""
+
+
+class PromptError(OmniGen2Error):
+    """A prompt that cannot be tokenized or encoded."""
+
+
+class SizeError(OmniGen2Error):
+    """An image or latent size that the model cannot take."""
+
+
+class ReferenceImageError(OmniGen2Error):
+    """Too many reference images, or one that cannot be used."""

@@ -1,0 +1,137 @@
+"""What the sampler's controls do to the nano model's pictures, as curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from ..guidance import Guidance
+from .questions import fits
+from .score import Outcome, draw_tasks, solve
+from .world import render
+
+TEXT_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+IMAGE_SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+FEWER_STEPS = (4, 6, 8, 12, 20)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Shares 0..1 over a control's values."""
+
+    title: str
+    x_name: str
+    x: tuple[float, ...]
+    lines: dict[str, tuple[float, ...]]
+
+
+def prompt_followed(outcome: Outcome) -> float:
+    """Share of the wanted things that are in the picture as wanted."""
+    if outcome.seen is None:
+        return 0.0
+    wanted = outcome.task.wanted.things
+    return sum(any(fits(d, t) for t in outcome.seen.things) for d in wanted) / len(wanted)
+
+
+def reference_kept(outcome: Outcome) -> float:
+    """Share of a reference's pixels that the picture repeats closely."""
+    source = render(outcome.task.references[0], *outcome.picture.size).astype(np.float32)
+    difference = np.abs(np.asarray(outcome.picture, np.float32) - source).mean(axis=2)
+    return float((difference < 16).mean())
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def measure_controls(pipeline, seed: int, count: int) -> list[Curve]:
+    """Runs `count` tasks at every setting of every control."""
+    profile = pipeline.profile
+    steps, text, image = profile.steps, profile.text_guidance, profile.image_guidance
+    scenes, edits = draw_tasks("t2i_3", seed + 1, count), draw_tasks("edit", seed + 1, count)
+
+    def right(tasks, guidance: Guidance, **settings) -> float:
+        return _mean(o.right for o in solve(pipeline, tasks, seed, guidance=guidance, **settings))
+
+    followed, exact = [], []
+    for scale in TEXT_SCALES:
+        outcomes = solve(pipeline, scenes, seed, guidance=Guidance(scale, 1.0), steps=steps)
+        followed.append(_mean(map(prompt_followed, outcomes)))
+        exact.append(_mean(o.right for o in outcomes))
+    curves = [Curve("Text guidance: three things", "text guidance", TEXT_SCALES, {"things as told": tuple(followed), "exact": tuple(exact)})]
+
+    kept, done = [], []
+    for scale in IMAGE_SCALES:
+        outcomes = solve(pipeline, edits, seed, guidance=Guidance(text, scale), steps=steps)
+        kept.append(_mean(map(reference_kept, outcomes)))
+        done.append(_mean(o.right for o in outcomes))
+    lines = {"reference kept": tuple(kept), "edit exact": tuple(done)}
+    curves.append(Curve("Image guidance: edits", "image guidance", IMAGE_SCALES, lines))
+
+    ends = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    shares = tuple(right(scenes, Guidance(text, image, (0.0, end)), steps=steps) for end in ends)
+    curves.append(Curve("Guidance range: 0 to ...", "end of the range", ends, {"exact": shares}))
+
+    lines = {
+        solver: tuple(right(scenes, Guidance(text, image), steps=n, solver=solver) for n in FEWER_STEPS)
+        for solver in ("euler", "dpmpp_2m")
+    }
+    curves.append(Curve("Solvers at few steps", "steps", FEWER_STEPS, lines))
+    return curves
+
+
+def report(curves: Sequence[Curve]) -> str:
+    """The curves as text."""
+    out = []
+    for curve in curves:
+        out.append(f"{curve.title}\n  {curve.x_name:<18}" + "".join(f"{x:>8g}" for x in curve.x))
+        out += [f"  {name:<18}" + "".join(f"{100 * y:>7.1f}%" for y in ys) for name, ys in curve.lines.items()]
+    return "\n".join(out)
+
+
+_COLOURS = ("#2563c9", "#d9622b")
+
+
+def _panel(curve: Curve, left: int, top: int, width: int, height: int) -> list[str]:
+    x0, x1 = min(curve.x), max(curve.x)
+    values = [y for ys in curve.lines.values() for y in ys]
+    y0 = min(0.9, 0.1 * int(10 * min(values)))
+
+    def at(x: float, y: float) -> str:
+        return f"{left + (x - x0) / (x1 - x0) * width:.1f},{top + (1 - (y - y0) / (1 - y0)) * height:.1f}"
+
+    parts = [
+        f'<text x="{left}" y="{top - 14}" font-weight="bold">{curve.title}</text>',
+        f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle">{curve.x_name}</text>',
+        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#999"/>',
+        f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">100 %</text>',
+        f'<text x="{left - 6}" y="{top + height}" text-anchor="end">{100 * y0:.0f} %</text>',
+    ]
+    for x in curve.x:
+        parts.append(f'<text x="{at(x, y0).split(",")[0]}" y="{top + height + 16}" text-anchor="middle" font-size="10">{x:g}</text>')
+    for (name, ys), colour in zip(curve.lines.items(), _COLOURS):
+        points = " ".join(at(x, y) for x, y in zip(curve.x, ys))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for point in points.split():
+            x, y = point.split(",")
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+    for i, (name, colour) in enumerate(zip(curve.lines, _COLOURS)):
+        parts.append(f'<text x="{left + width - 6}" y="{top + height - 8 - 16 * i}" text-anchor="end" fill="{colour}">{name}</text>')
+    return parts
+
+
+def draw_curves(curves: Sequence[Curve]) -> str:
+    """The curves as an SVG picture, two by two."""
+    width, height, margin_x, margin_y = 300, 170, 60, 70
+    rows = (len(curves) + 1) // 2
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * (width + margin_x) + 30}" height="{rows * (height + margin_y) + 20}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for i, curve in enumerate(curves):
+        parts += _panel(curve, margin_x + (i % 2) * (width + margin_x), 40 + (i // 2) * (height + margin_y), width, height)
+    return "\n".join([*parts, "</svg>\n"])

@@ -1,0 +1,134 @@
+"""Reads a scene back from a picture's pixels, and decides whether it is what was wanted.
+
+The judge knows the world's colours, shapes, sizes and places, and nothing of how a picture came about. It compares
+every cell with every thing that could be there and accepts the best only where picture and thing agree closely.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+
+from .questions import fits
+from .world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, cell_box, coverage
+
+CELL_TOLERANCE = 0.11
+"""Largest root mean square difference, on a 0..1 scale, between a cell and what it is taken for."""
+COLOUR_TOLERANCE = 0.12
+"""Largest distance per channel between an area's mean colour and the colour it is taken for."""
+UNEXPLAINED = 0.2
+"""Largest share of what makes a thing stand out from the ground that may be missing or too much."""
+PRESERVED_TOLERANCE = 0.05
+"""Largest mean absolute difference between a cell that should stay and its source."""
+
+_NAMES = list(COLOURS)
+_VALUES = np.array([COLOURS[name] for name in _NAMES], np.float32) / 255
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the judge sees: the scene, and `doubt`, an explanation where no scene of the world fits the pixels."""
+
+    scene: Scene | None
+    doubt: str = ""
+
+
+@lru_cache(maxsize=None)
+def _gap_mask(width: int, height: int) -> np.ndarray:
+    """Pixels that no thing can reach, [height, width] bool."""
+    mask = np.ones((height, width), bool)
+    for place in range(len(PLACES)):
+        left, top, right, bottom = cell_box(place, width, height)
+        for shape in SHAPES:
+            mask[top:bottom, left:right] &= coverage(shape, "large", place, width, height) == 0
+    return mask
+
+
+@lru_cache(maxsize=None)
+def _candidates(place: int, width: int, height: int) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """Shape and size of each possible thing with its coverage, [N, pixels of the cell]."""
+    kinds = [(shape, size) for shape in SHAPES for size in SIZES]
+    return kinds, np.stack([coverage(*kind, place, width, height).ravel() for kind in kinds])
+
+
+def look(picture: np.ndarray) -> Sight:
+    """The scene of a picture [height, width, 3] uint8 of any size that the layout fits (sides from 48 pixels)."""
+    pixels = picture.astype(np.float32) / 255
+    height, width = pixels.shape[:2]
+    gaps = pixels[_gap_mask(width, height)]
+    mean = np.median(gaps, axis=0)
+    ground = int(np.abs(_VALUES - mean).max(axis=1).argmin())
+    if np.abs(_VALUES[ground] - gaps.mean(axis=0)).max() > COLOUR_TOLERANCE:
+        return Sight(None, "the ground has none of the world's colours")
+    things = []
+    for place in range(len(PLACES)):
+        found, doubt = _look_at_cell(pixels, place, ground)
+        if doubt:
+            return Sight(None, f"{PLACES[place]}: {doubt}")
+        if found:
+            things.append(found)
+    return Sight(Scene(_NAMES[ground], tuple(things)))
+
+
+def _look_at_cell(pixels: np.ndarray, place: int, ground: int) -> tuple[Thing | None, str]:
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = cell_box(place, width, height)
+    cell = pixels[top:bottom, left:right].reshape(-1, 3)
+    kinds, alphas = _candidates(place, width, height)
+    difference = cell - _VALUES[ground]
+    # |cell - ground - alpha * (colour - ground)|^2 summed over the cell, for every kind and colour at once.
+    steps = _VALUES - _VALUES[ground]
+    total = (difference**2).sum()
+    cross = np.einsum("kp,pc,nc->kn", alphas, difference, steps)
+    square = np.outer((alphas**2).sum(axis=1), (steps**2).sum(axis=1))
+    errors = total - 2 * cross + square
+    kind, colour = np.unravel_index(errors.argmin(), errors.shape)
+    empty = total <= errors[kind, colour] or colour == ground
+    error = float(np.sqrt(max(total if empty else errors[kind, colour], 0.0) / cell.size))
+    if error > CELL_TOLERANCE:
+        return None, f"nothing of the world looks like this (difference {error:.2f})"
+    if empty:
+        return None, ""
+    if errors[kind, colour] > UNEXPLAINED * square[kind, colour]:
+        return None, "a thing is incomplete"
+    inside = cell[alphas[kind] > 0.99]
+    if len(inside) and np.abs(inside.mean(axis=0) - _VALUES[colour]).max() > COLOUR_TOLERANCE:
+        return None, "a thing has none of the world's colours"
+    shape, size = kinds[kind]
+    return Thing(place, _NAMES[colour], shape, size), ""
+
+
+def matches(seen: Scene | None, wanted: Scene) -> bool:
+    """Whether a scene has exactly the things that a description asks for, on its ground. Open attributes may be anything."""
+    if seen is None or len(seen.things) != len(wanted.things) or wanted.ground not in (None, seen.ground):
+        return False
+    return any(all(fits(d, t) for d, t in zip(wanted.things, order)) for order in permutations(seen.things))
+
+
+def preserved(picture: np.ndarray, source: np.ndarray, changed_places: set[int], ground_changed: bool) -> bool:
+    """Whether everything that an edit should leave alone is as in the source picture of the same size.
+
+    Cells outside `changed_places` must agree pixel by pixel; if the ground was to change, the things on it must agree.
+    """
+    height, width = source.shape[:2]
+    for place in set(range(len(PLACES))) - changed_places:
+        left, top, right, bottom = cell_box(place, width, height)
+        new, old = picture[top:bottom, left:right], source[top:bottom, left:right]
+        if ground_changed:
+            before = look_at(source, place)
+            if before is None:
+                continue
+            inside = coverage(before.shape, before.size, place, width, height) > 0.99
+            new, old = new[inside], old[inside]
+        if np.abs(new.astype(np.float32) - old).mean() / 255 > PRESERVED_TOLERANCE:
+            return False
+    return True
+
+
+def look_at(picture: np.ndarray, place: int) -> Thing | None:
+    """The thing at a place of a clear picture, or None."""
+    seen = look(picture).scene
+    return next((t for t in seen.things if t.place == place), None) if seen else None

@@ -1,0 +1,216 @@
+"""Trains the nano model, one part after the other, and writes its folder. Every stage continues where it was stopped.
+
+    python -m omnigen2_core.nano.train --runs runs
+
+does all of these:
+
+    python -m omnigen2_core.nano.train autoencoder --runs runs
+    python -m omnigen2_core.nano.train decoder --runs runs
+    python -m omnigen2_core.nano.train encoder --runs runs
+    python -m omnigen2_core.nano.train transformer --runs runs --workers 2 --compile
+    python -m omnigen2_core.nano.train export --runs runs --out OmniGen2-nano
+    python -m omnigen2_core.nano.train lora --runs runs --out OmniGen2-nano
+
+With `--start FOLDER` a stage begins at the weights of a model folder instead of at random, and parts that have no
+checkpoint in `--runs` are taken from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Mapping, Sequence
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import OmniGen2Error
+from ..mllm import build_mllm
+from ..prompts import DEFAULT_NEGATIVE_PROMPT, generation_prompt
+from ..training import Recipe, Trainer, Workers, fast_dtype
+from ..transformer import OmniGen2Transformer
+from ..vae import AutoencoderKL
+from . import autoencoder, drawing, encoder, framed
+from .folder import WEIGHTS, write_folder
+from .tokens import build_tokenizer
+
+STAGES = ("autoencoder", "decoder", "encoder", "transformer", "export", "lora")
+
+
+FOLDER_FILES = {
+    "autoencoder": "vae/diffusion_pytorch_model.safetensors",
+    "encoder": "mllm/model.safetensors",
+    "transformer": "transformer/diffusion_pytorch_model.safetensors",
+}
+
+
+def trained(runs: Path, stage: str, start: Path | None = None) -> dict[str, Tensor]:
+    """The averaged weights of a stage's last checkpoint, else those of the model folder `start`, in fp32.
+
+    Raises OmniGen2Error when there are neither.
+    """
+    path = runs / stage / "checkpoint" / "averages.safetensors"
+    if path.is_file():
+        return load_file(path)
+    if start is None or stage not in FOLDER_FILES:
+        raise OmniGen2Error(f"The stage {stage!r} has no checkpoint in {path.parent}; train it first.")
+    return {name: weight.float() for name, weight in load_file(start / FOLDER_FILES[stage]).items()}
+
+
+def load_autoencoder(runs: Path, start: Path | None = None, *, best_decoder: bool = False) -> AutoencoderKL:
+    """The trained autoencoder, fast to train on, with the scale of its latents measured."""
+    vae = AutoencoderKL(autoencoder.CONFIG, operations=autoencoder.TrainingOperations).to(memory_format=torch.channels_last)
+    weights = trained(runs, "autoencoder", start)
+    if best_decoder and (runs / "decoder" / "checkpoint").is_dir():
+        weights.update(trained(runs, "decoder"))
+    vae.load_state_dict(weights)
+    vae.config = dataclasses.replace(autoencoder.CONFIG, **autoencoder.latent_statistics(vae))
+    return vae.requires_grad_(False)
+
+
+def encoder_weights(runs: Path, start: Path | None = None) -> dict[str, Tensor]:
+    """The trained encoder without the reader of its training."""
+    return {name.removeprefix("mllm."): w for name, w in trained(runs, "encoder", start).items() if not name.startswith("reader.")}
+
+
+def train_autoencoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
+    vae = AutoencoderKL(autoencoder.CONFIG, operations=autoencoder.TrainingOperations).to(memory_format=torch.channels_last)
+    if start:
+        vae.load_state_dict(trained(runs, "autoencoder", start))
+    loss = autoencoder.reconstruction_loss(vae)
+    hidden = autoencoder.hidden_matrices(vae)
+    return Trainer(dict(vae.named_parameters()), autoencoder.Pictures(), loss, recipe, runs / "autoencoder", hidden=hidden)
+
+
+def train_decoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
+    vae = load_autoencoder(runs, start)
+    parameters = {name: p for name, p in vae.named_parameters() if name.startswith("decoder.")}
+    hidden = [name for name in autoencoder.hidden_matrices(vae) if name in parameters]
+    loss = autoencoder.decoding_loss(vae)
+    return Trainer(parameters, autoencoder.Pictures(hard=0.4), loss, recipe, runs / "decoder", hidden=hidden)
+
+
+def train_encoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
+    tokenizer = build_tokenizer()
+    config = encoder.config(tokenizer)
+    model = build_mllm(config, device="cpu", dtype=torch.float32)
+    encoder.initialise(model)
+    if start:
+        model.load_state_dict(encoder_weights(runs, start))
+    reader = encoder.Reader(config["vocab_size"])
+    parameters = {f"mllm.{name}": p for name, p in model.named_parameters()}
+    parameters.update({f"reader.{name}": p for name, p in reader.named_parameters()})
+    loss = encoder.encoder_loss(model.train(), reader)
+    hidden = encoder.hidden_matrices(model, "mllm.")
+    return Trainer(parameters, encoder.Examples(tokenizer), loss, recipe, runs / "encoder", hidden=hidden)
+
+
+def train_transformer(
+    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, *, compiled: bool = False
+) -> Trainer:
+    tokenizer = build_tokenizer()
+    mllm = build_mllm(encoder.config(tokenizer), device="cpu", dtype=torch.float32)
+    mllm.load_state_dict(encoder_weights(runs, start))
+    mllm = mllm.requires_grad_(False).to(fast_dtype())
+    mllm.compute_dtype = fast_dtype()
+    latents = drawing.Latents(load_autoencoder(runs, start))
+    model = OmniGen2Transformer(drawing.CONFIG, operations=drawing.TrainingOperations)
+    drawing.initialise(model)
+    if start:
+        model.load_state_dict(trained(runs, "transformer", start))
+    if compiled:
+        torch._dynamo.config.recompile_limit = 64
+        for blocks in (model.context_refiner, model.noise_refiner, model.ref_image_refiner, model.layers):
+            for block in blocks:
+                block.compile(dynamic=True)
+    empty = [tokenizer.encode(generation_prompt(text), add_special_tokens=False).ids for text in ("", DEFAULT_NEGATIVE_PROMPT)]
+    examples = drawing.Examples(tokenizer, rank=workers.rank, workers=workers.count)
+    loss = drawing.drawing_loss(model, mllm, latents, empty)
+    hidden = drawing.hidden_matrices(model)
+    parameters = dict(model.named_parameters())
+    return Trainer(parameters, examples, loss, recipe, runs / "transformer", hidden=hidden, workers=workers)
+
+
+def export(runs: Path, out: Path, start: Path | None = None) -> None:
+    """Writes the model folder from the checkpoints of all stages."""
+    vae = load_autoencoder(runs, start, best_decoder=True)
+    statistics: Mapping[str, float] = {name: getattr(vae.config, name) for name in ("scaling_factor", "shift_factor")}
+    transformer, mllm = trained(runs, "transformer", start), encoder_weights(runs, start)
+    write_folder(out, transformer=transformer, vae=vae.state_dict(), latent_statistics=statistics, mllm=mllm)
+
+
+RECIPES = {
+    "autoencoder": autoencoder.RECIPE,
+    "decoder": autoencoder.DECODER_RECIPE,
+    "encoder": encoder.RECIPE,
+    "transformer": drawing.RECIPE,
+    "lora": framed.RECIPE,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="train", description="Train the built-in model from scratch.")
+    parser.add_argument("stage", nargs="?", choices=STAGES, help="one stage only; without it all of them, in this order")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs")
+    parser.add_argument("--steps", type=int, help="length of the run instead of the recipe's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that train the transformer together")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: minutes at first, then faster")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora is trained on it")
+    parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for stage in [options.stage] if options.stage else STAGES:
+        _run_stage(argparse.Namespace(**{**vars(options), "stage": stage}))
+    return 0
+
+
+def _run_stage(options: argparse.Namespace) -> None:
+    if options.stage == "export":
+        export(options.runs, options.out, options.start)
+        return
+    torch.manual_seed(options.seed)
+    recipe = dataclasses.replace(RECIPES[options.stage], seed=options.seed, **({"steps": options.steps} if options.steps else {}))
+    if options.stage == "lora":
+        framed.train_framed(options.out, options.runs, recipe, options.out.parent / "loras" / framed.FILE.name)
+        return
+    if options.stage != "transformer":
+        stage = {"autoencoder": train_autoencoder, "decoder": train_decoder, "encoder": train_encoder}[options.stage]
+        stage(options.runs, recipe, options.start).run()
+        return
+    _run_transformer(options, recipe)
+
+
+def _run_transformer(options: argparse.Namespace, recipe: Recipe) -> None:
+    torch.set_num_threads(1 if options.workers > 1 else torch.get_num_threads())
+    options.runs.mkdir(parents=True, exist_ok=True)
+    meeting, others = (options.runs / "workers.meeting").resolve(), []
+    if options.workers > 1 and options.rank == 0:
+        meeting.unlink(missing_ok=True)
+        given = [
+            "transformer", "--runs", str(options.runs), "--seed", str(options.seed), "--workers", str(options.workers),
+            "--steps", str(recipe.steps), *(["--compile"] if options.compile else []),
+            *(["--start", str(options.start)] if options.start else []),
+        ]  # fmt: skip
+        # Started as this process was: through a launcher, where that was needed.
+        start = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
+        others = [subprocess.Popen([*start, *given, "--rank", str(rank)]) for rank in range(1, options.workers)]
+    try:
+        workers = Workers(options.rank, options.workers, meeting)
+        train_transformer(options.runs, recipe, workers, options.start, compiled=options.compile).run()
+    finally:
+        for process in others:
+            process.terminate() if sys.exc_info()[0] else process.wait()
+    logging.getLogger(__name__).info("%s", json.dumps({"finished": str(options.runs / "transformer")}))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

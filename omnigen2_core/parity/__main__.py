@@ -1,0 +1,57 @@
+"""Replays a folder of golden data: `python -m omnigen2_core.parity DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from ..errors import OmniGen2Error
+from .report import all_hold, header, line, summary
+from .run import Setup, replay_folder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_HOST_TOKENIZER = "comfy/text_encoders/qwen25_tokenizer"
+
+
+def find_tokenizer(root: Path) -> Path | None:
+    """Qwen2.5's tokenizer files in the private host below `root`, if it has been set up."""
+    for depth in ("", "*/", "*/*/"):
+        for folder in sorted((root / ".host").glob(depth + _HOST_TOKENIZER)):
+            return folder
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print one line for each case; 0 if all hold, 1 if one does not, 2 if nothing could be replayed."""
+    parser = argparse.ArgumentParser(prog="python -m omnigen2_core.parity", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder in the layout of tests/golden")
+    parser.add_argument("--device", default="cpu", help="device of the networks (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of the networks (default: fp32)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with Qwen2.5's tokenizer files")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    tokenizer = options.tokenizer or find_tokenizer(Path(__file__).resolve().parents[2])
+    # cuDNN would otherwise round fp32 convolutions to ten bits.
+    torch.backends.cudnn.allow_tf32 = False
+    rows = []
+    sys.stdout.write(header() + "\n")
+    try:
+        for row in replay_folder(options.folder, Setup(torch.device(options.device), DTYPES[options.dtype], tokenizer)):
+            rows.append(row)
+            sys.stdout.write(line(row) + "\n")
+            sys.stdout.flush()
+    except OmniGen2Error as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(summary(rows) + "\n")
+    if all(row.ok is None for row in rows):
+        return 2
+    return 0 if all_hold(rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""OmniGen2 without ComfyUI: from a model folder and prompts to pictures.
+
+    pipeline = OmniGen2Pipeline.from_folder("OmniGen2")
+    pictures = pipeline.generate("a red fox in the snow", seeds=7)
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .acceleration.protocol import BranchCache, Run
+from .checkpoints import ModelFolder, linear_shapes, load_lora, load_weights, merge_lora, vae_to_diffusers
+from .errors import PromptError, ReferenceImageError, SizeError
+from .guidance import Branch, Guidance, guided_denoiser
+from .images import from_pixels, output_size, reference_pixels, reference_size, to_rgb
+from .mllm import Qwen2_5_VL, build_mllm, encode_text, load_mllm_state_dict
+from .profile import ModelProfile
+from .prompts import DEFAULT_NEGATIVE_PROMPT, OmniGen2Tokenizer, generation_prompt
+from .sampler import StepCallback, sample
+from .schedule import Shift, timesteps
+from .transformer import OmniGen2Config, OmniGen2Transformer
+from .vae import AutoencoderKL, VAEConfig
+
+logger = logging.getLogger(__name__)
+
+References = Sequence[Sequence[Image.Image] | None] | None
+"""For each prompt its reference pictures, or None."""
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Prompts as the transformer reads them: hidden [B, L, D] and mask [B, L] (1 = real, real tokens first)."""
+
+    hidden: Tensor
+    mask: Tensor
+
+    def expand(self, batch: int) -> "EncodedText":
+        """One prompt for `batch` samples."""
+        return EncodedText(self.hidden.expand(batch, -1, -1), self.mask.expand(batch, -1))
+
+
+class OmniGen2Pipeline:
+    """A model's parts, and the way from prompts to pictures through them.
+
+    Each part computes in the dtype of its own weights; latents and steps stay fp32.
+    """
+
+    def __init__(
+        self,
+        transformer: OmniGen2Transformer,
+        vae: AutoencoderKL,
+        encoder: Qwen2_5_VL,
+        tokenizer: OmniGen2Tokenizer,
+        profile: ModelProfile,
+    ):
+        self.transformer = transformer
+        self.vae = vae
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.profile = profile
+
+    @classmethod
+    def from_folder(
+        cls, path: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "OmniGen2Pipeline":
+        """Load a model folder in the published layout.
+
+        Args:
+            path: Folder with transformer/, vae/, mllm/ and processor/.
+            device: The default is CUDA where there is it, else the CPU.
+            dtype: Of the transformer. The default is bf16 on CUDA, fp32 elsewhere. With fp16, which the other
+                parts would overflow in, the autoencoder takes fp32 and the encoder bf16.
+
+        Raises:
+            CheckpointError: A part is missing, damaged, or another model's.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        folder = ModelFolder(path)
+        folder.check()
+        vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+        encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+
+        transformer = OmniGen2Transformer(OmniGen2Config.from_dict(folder.config("transformer")), device="meta")
+        load_weights(transformer, folder.state_dict("transformer", dtype), f"transformer/ of {folder.name}")
+        vae = AutoencoderKL(VAEConfig.from_dict(folder.config("vae")), device="meta")
+        load_weights(vae, vae_to_diffusers(folder.state_dict("vae", vae_dtype)), f"vae/ of {folder.name}")
+        encoder = build_mllm(folder.config("mllm"), dtype=encoder_dtype)
+        load_mllm_state_dict(encoder, folder.state_dict("mllm", encoder_dtype))
+        tokenizer = OmniGen2Tokenizer.from_folder(folder.tokenizer_folder)
+        tokenizer.check(folder.config("mllm"))
+        parts = [part.to(device).eval().requires_grad_(False) for part in (transformer, vae, encoder)]
+        return cls(*parts, tokenizer, folder.profile)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return next(self.transformer.parameters()).device
+
+    def load_lora(self, path: str | Path, strength: float = 1.0) -> None:
+        """Merge a LoRA file into the transformer. Raises LoRAError for a file that does not fit."""
+        shapes = linear_shapes(self.transformer.state_dict())
+        merge_lora(self.transformer, load_lora(path, shapes), strength)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        references: References = None,
+        negative_prompt: str | None = DEFAULT_NEGATIVE_PROMPT,
+        seeds: int | Sequence[int] = 0,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        solver: str = "euler",
+        shift: Shift = "auto",
+        make_cache: Callable[[], BranchCache] | None = None,
+        callback: StepCallback | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each prompt, in one batch.
+
+        Args:
+            prompts: One prompt or several, of any lengths.
+            references: For each prompt up to five pictures, of any sizes and modes.
+            negative_prompt: Shared by all; None is the empty prompt.
+            seeds: One for each prompt; a single number counts up from the first prompt.
+            size: Width and height of the result in pixels. Without it, a batch whose prompts have one reference
+                each, of one size, takes that size, and any other the model's default.
+            steps, guidance: The defaults are those of the model's profile.
+            solver: "euler" or "dpmpp_2m".
+            shift: See `schedule.timesteps`.
+            make_cache: Makes the cache of one branch, such as `acceleration.teacache.TeaCache`.
+            callback: See `sampler.sample`.
+
+        Raises:
+            PromptError, ReferenceImageError, SizeError: An input that the model cannot take.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        per_prompt = self._checked_references(references, len(prompts))
+        seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
+        if len(seeds) != len(prompts):
+            raise PromptError(f"Got {len(seeds)} seeds for {len(prompts)} prompts; give one for each prompt.")
+        profile = self.profile
+        size = size or self._default_size(per_prompt)
+        generated = output_size(*size, max_pixels=profile.max_pixels, multiple=profile.size_multiple)
+        latents = self.sample_latents(
+            self.encode_prompts(prompts),
+            self.encode_prompts([negative_prompt]).expand(len(prompts)),
+            self.noise(seeds, *generated),
+            [[self.encode_reference(image) for image in images] for images in per_prompt],
+            steps=steps,
+            guidance=guidance,
+            solver=solver,
+            shift=shift,
+            make_cache=make_cache,
+            callback=callback,
+        )
+        return from_pixels(self.decode(latents), size)
+
+    def encode_prompts(self, prompts: Sequence[str | None]) -> EncodedText:
+        """Prompts through the template and the encoder. What the model cannot read is cut off and logged."""
+        batch = self.tokenizer.tokenize([generation_prompt(text) for text in prompts], self.profile.max_text_tokens)
+        for prompt, cut in zip(prompts, batch.truncated):
+            if cut:
+                logger.warning("The last %d tokens of a prompt are not read: it begins with %.40r", cut, prompt)
+        device = next(self.encoder.parameters()).device
+        ids, mask = batch.ids.to(device), batch.mask.to(device)
+        return EncodedText(encode_text(self.encoder, ids, mask), mask)
+
+    def encode_reference(self, image: Image.Image) -> Tensor:
+        """A reference as scaled latents [C, h, w], fp32: the mean of what the autoencoder sees."""
+        limits = {"max_pixels": self.profile.max_pixels, "max_side": self.profile.max_side}
+        pixels = reference_pixels(image, **limits, multiple=self.profile.size_multiple)
+        weight = next(self.vae.parameters())
+        mean = self.vae.encode(pixels.to(weight.device, weight.dtype)).mean
+        return self.vae.scale_latents(mean.float())[0]
+
+    def noise(self, seeds: Sequence[int], width: int, height: int) -> Tensor:
+        """Starting latents [B, C, h, w] for pictures of the given size in pixels.
+
+        Made on the CPU for each seed alone, so that neither device nor batch changes them.
+        """
+        config = self.vae.config
+        shape = (config.latent_channels, height // config.factor, width // config.factor)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    @torch.inference_mode()
+    def sample_latents(
+        self,
+        text: EncodedText,
+        negative: EncodedText,
+        noise: Tensor,
+        references: Sequence[Sequence[Tensor]],
+        *,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        solver: str = "euler",
+        shift: Shift = "auto",
+        make_cache: Callable[[], BranchCache] | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Scaled latents [B, C, h, w] from noise of that shape; `references` are scaled latents [C, h, w]."""
+        profile = self.profile
+        steps = profile.steps if steps is None else steps
+        guidance = guidance or Guidance(profile.text_guidance, profile.image_guidance)
+        dtype, device = next(self.transformer.parameters()).dtype, self.device
+        run = Run(steps, make_cache)
+        placed = [[ref.to(device, dtype) for ref in refs] for refs in references]
+        texts = {
+            name: (encoded.hidden.to(device, dtype), encoded.mask.to(device))
+            for name, encoded in (("positive", text), ("negative", negative))
+        }
+        lengths = {name: mask.sum(1).tolist() for name, (_, mask) in texts.items()}
+
+        def predict(branch: Branch, x: Tensor, t: float, step: int) -> Tensor:
+            prompt = "positive" if branch == "cond" else "negative"
+            return self.transformer(
+                x.to(dtype),
+                torch.full((len(x),), t, device=device),
+                *texts[prompt],
+                None if branch == "uncond" else placed,
+                text_lengths=lengths[prompt],
+                state=run.evaluation(branch, step, text_key=prompt),
+            )
+
+        denoise = guided_denoiser(predict, guidance, steps=steps, has_references=any(map(len, references)))
+        times = timesteps(steps, *noise.shape[-2:], shift=shift, base=profile.shift_base)
+        return sample(denoise, noise.to(device), times, solver=solver, callback=callback)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], about -1..1, of scaled latents [B, C, h, w]."""
+        weight = next(self.vae.parameters())
+        return self.vae.decode(self.vae.unscale_latents(latents.to(weight.device)).to(weight.dtype))
+
+    def _checked_references(self, references: References, count: int) -> list[list[Image.Image]]:
+        if references is None:
+            return [[] for _ in range(count)]
+        if len(references) != count:
+            raise ReferenceImageError(
+                f"Got references for {len(references)} prompts and {count} prompts; give one list (or None) a prompt."
+            )
+        per_prompt = [list(images or ()) for images in references]
+        most = max(map(len, per_prompt))
+        if most > self.profile.max_references:
+            raise ReferenceImageError(
+                f"Got {most} reference images for one prompt; the model takes at most {self.profile.max_references}. "
+                "Remove some."
+            )
+        return per_prompt
+
+    def _default_size(self, references: Sequence[Sequence[Image.Image]]) -> tuple[int, int]:
+        profile = self.profile
+        if any(len(images) != 1 for images in references):
+            return profile.default_width, profile.default_height
+        limits = {"max_pixels": profile.max_pixels, "max_side": profile.max_side, "multiple": profile.size_multiple}
+        sizes = {reference_size(*to_rgb(images[0]).size, **limits) for images in references}
+        if len(sizes) > 1:
+            listed = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+            raise SizeError(f"The references of this batch have different sizes ({listed}); give the size of the results.")
+        return sizes.pop()

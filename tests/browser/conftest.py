@@ -1,0 +1,73 @@
+"""Fixtures for tests in the real frontend."""
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import browser_harness
+import harness
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/browser" in item.path.as_posix():
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server on the CPU with this pack and the testing nodes loaded."""
+    if not (harness.COMFYUI / "main.py").is_file():
+        pytest.skip(f"no ComfyUI in {harness.COMFYUI}: run the tests through `python dev.py test`, which puts it there")
+    with harness.Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The browser. Where there is none: a skip on a user's machine, a failure where CI=true."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        try:
+            started = browser_harness.launch(playwright)
+        except browser_harness.NoBrowser as missing:
+            if os.environ.get("CI", "").lower() == "true":
+                pytest.fail(str(missing))
+            pytest.skip(str(missing))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def _canvases(browser, server):
+    """Opening a page is the slow part, so each mode of the frontend is opened once."""
+    opened: dict[bool, browser_harness.Canvas] = {}
+    yield opened
+    for canvas in opened.values():
+        canvas.close()
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes-2.0"])
+def canvas(request, browser, server, _canvases):
+    """An empty `browser_harness.Canvas`: the test runs once on the classic canvas and once in Nodes 2.0."""
+    vue = request.param
+    if vue not in _canvases:
+        _canvases[vue] = browser_harness.Canvas(browser, server, vue=vue)
+    _canvases[vue].reset()
+    return _canvases[vue]
+
+
+@pytest.fixture
+def open_canvas(browser, server):
+    """open_canvas(vue=False, locale="en", query="") -> another Canvas, in a fresh profile."""
+    opened: list[browser_harness.Canvas] = []
+
+    def open_one(**options) -> browser_harness.Canvas:
+        opened.append(browser_harness.Canvas(browser, server, **options))
+        return opened[-1]
+
+    yield open_one
+    for canvas in opened:
+        canvas.close()

@@ -1,0 +1,41 @@
+"""The browser fixture itself, with core nodes: what the other browser tests rely on."""
+from __future__ import annotations
+
+
+def picture_workflow(canvas) -> dict:
+    source, target = canvas.add_node("EmptyImage"), canvas.add_node("SaveImage", x=700)
+    canvas.evaluate("([a, b]) => app.graph.getNodeById(a).connect(0, app.graph.getNodeById(b), 0)", [source, target])
+    canvas.evaluate("(id) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'color').value = 0x00ff00 }", source)
+    return canvas.workflow()
+
+
+def test_each_mode_is_the_one_asked_for(canvas, request):
+    assert canvas.evaluate("LiteGraph.vueNodesMode") is ("nodes-2.0" in request.node.name)
+
+
+def test_a_workflow_loads_runs_and_gives_its_picture(canvas):
+    workflow = picture_workflow(canvas)
+    canvas.clear()
+    canvas.load(workflow)
+    assert sorted(node["class_type"] for node in canvas.prompt().values()) == ["EmptyImage", "SaveImage"]
+    assert canvas.missing_nodes() == []
+    picture, = canvas.images(canvas.run())
+    assert picture.getpixel((5, 5)) == (0, 255, 0)
+
+
+def test_a_missing_node_is_found(canvas):
+    workflow = picture_workflow(canvas)
+    workflow["nodes"][0]["type"] = "NoSuchNode"
+    canvas.load(workflow)
+    assert canvas.missing_nodes() == ["NoSuchNode"]
+
+
+def test_the_help_panel_of_a_core_node_is_read(canvas):
+    assert "EmptyImage" in canvas.help_text("EmptyImage").replace(" ", "")
+
+
+def test_an_error_of_the_pack_in_the_console_is_seen(canvas):
+    assert canvas.errors == []
+    canvas.evaluate("() => { console.error('OmniGen2 broke') }")
+    canvas.page.wait_for_timeout(200)
+    assert len(canvas.errors) == 1

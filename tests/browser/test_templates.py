@@ -1,0 +1,221 @@
+"""Every template in the real frontend: it opens whole, sends what its API file says, and its picture is right."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness import PACK_NAME, ROOT
+from template_graphs import BUILT_IN, FILES
+
+FOLDER = ROOT / "workflows"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.json"))
+BUILT_IN_NAMES = [name for name in NAMES if BUILT_IN in (FOLDER / f"{name}.json").read_text(encoding="utf-8")]
+PUBLISHED_NAMES = sorted(set(NAMES) - set(BUILT_IN_NAMES))
+LARGEST_THUMBNAIL = 40_000
+
+
+def read(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def files(server):
+    """Empty files by the names that the templates choose, so that nothing is missing, and ComfyUI's example picture."""
+    placeholders = [server.models / folder / name for folder, (name, _) in FILES.items()]
+    for file in placeholders:
+        file.touch()
+    picture = server.input / server.save_input("example.png", Image.new("RGB", (320, 240), "grey"))
+    yield
+    for file in [*placeholders, picture]:
+        file.unlink()
+
+
+def test_each_use_is_there_for_the_published_weights_and_to_try():
+    def uses(names, prefix):
+        return {name.removeprefix(prefix).lower() for name in names}
+
+    published, built_in = uses(PUBLISHED_NAMES, "OmniGen2-"), uses(BUILT_IN_NAMES, "Try-it-")
+    assert published == {"text-to-image", "edit", "in-context-two-references", "in-context-three-references", "masked-edit", "lora"}
+    assert built_in == published
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_template_browser_shows_it(server, name):
+    """Name and picture are all that a pack can give; the frontend takes both from these addresses."""
+    assert name in server.get("/workflow_templates")[PACK_NAME]
+    assert json.loads(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.json")) == read(name)
+    picture = FOLDER / f"{name}.jpg"
+    assert server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg") == picture.read_bytes()
+    with Image.open(picture) as opened:
+        assert opened.format == "JPEG" and min(opened.size) >= 256
+    assert picture.stat().st_size <= LARGEST_THUMBNAIL
+
+
+def test_the_template_browser_shows_no_api_files(server):
+    assert sorted(server.get("/workflow_templates")[PACK_NAME]) == NAMES
+    assert sorted(file.stem for file in (FOLDER / "api").glob("*.json")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_whole_and_sends_its_api_file(canvas, files, name):
+    canvas.load(read(name))
+    assert canvas.missing_nodes() == []
+    assert canvas.prompt() == read(f"api/{name}")
+    assert canvas.errors == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_nodes_do_not_overlap(canvas, files, name):
+    """Not even with the few lines that Nodes 2.0 adds to a node."""
+    canvas.load(read(name))
+    boxes = canvas.evaluate("""() => app.graph.nodes.map(node => {
+        const shown = document.querySelector(`[data-node-id="${node.id}"]`);
+        const [x, y, width, height] = node.getBounding();
+        return [node.title, x, y, x + width, y + (LiteGraph.vueNodesMode && shown ? Math.max(height, shown.offsetHeight) : height)];
+    })""")
+    overlapping = [
+        (one, other)
+        for i, (one, left, top, right, bottom) in enumerate(boxes)
+        for other, left2, top2, right2, bottom2 in boxes[i + 1 :]
+        if left < right2 and left2 < right and top < bottom2 and top2 < bottom
+    ]
+    assert overlapping == []
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_the_server_takes_it_and_the_loaders_refuse_what_is_not_a_model(server, files, name):
+    """Validated against the nodes as they are; an empty file is as far as a run can get here."""
+    result = server.run(read(f"api/{name}"), check=False)
+    assert result.status == "error"
+    assert any(name in result.error for name, _ in FILES.values()), result.error
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_missing_files_can_be_downloaded_from_the_canvas(name):
+    offered = [model for node in read(name)["nodes"] for model in node["properties"].get("models", [])]
+    chosen = {value for node in read(name)["nodes"] for value in node.get("widgets_values") or [] if str(value).endswith(".safetensors")}
+    assert {model["name"] for model in offered} == chosen
+    for model in offered:
+        assert FILES[model["directory"]] == (model["name"], model["url"])
+        assert model["url"].endswith("/" + model["name"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_the_settings_are_the_references(name):
+    inputs = {}
+    for node in read(f"api/{name}").values():
+        inputs |= {key: value for key, value in node["inputs"].items() if node["class_type"] in ("OmniGen2Sample", "OmniGen2Encode")}
+    expected = {
+        "steps": 50, "solver": "euler", "text_guidance": 5, "image_guidance": 2, "shift": "auto", "denoise": 1,
+        "width": 1024, "height": 1024, "guidance_start": 0, "guidance_end": 1, "encoder_sees_images": False,
+    }  # fmt: skip
+    assert {key: inputs[key] for key in expected} == expected
+
+
+# ---- on the built-in model, judged by a program that sees only the pixels
+
+still_learning = pytest.mark.xfail(
+    reason="the built-in model's edits and compositions are below their bars: see omnigen2_core/nano/README.md", strict=False
+)
+
+
+def pictures(canvas, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Run a template; the saved picture, and those shown on the way by the title of their frame."""
+    workflow = read(name)
+    canvas.load(workflow)
+    result = canvas.run()
+    saved, = canvas.images(result, saver_of(workflow))
+    shown = {}
+    for node in workflow["nodes"]:
+        if node["type"] == "PreviewImage":
+            enlarged, = canvas.images(result, str(node["id"]))
+            shown[frame_of(workflow, node)] = np.asarray(enlarged.resize(saved.size, Image.Resampling.BOX))
+    assert canvas.errors == []
+    return np.asarray(saved), shown
+
+
+def saver_of(workflow: dict) -> str:
+    return next(str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
+
+
+def frame_of(workflow: dict, node: dict) -> str:
+    for group in workflow["groups"]:
+        left, top, width, height = group["bounding"]
+        if left <= node["pos"][0] < left + width and top <= node["pos"][1] < top + height:
+            return group["title"]
+    raise AssertionError(f"node {node['id']} is in no frame")
+
+
+def assert_shows(picture: np.ndarray, ground: str, *things: tuple[str, str, str, str]) -> None:
+    """things: (place, colour, shape, size)."""
+    from omnigen2_core.nano.judge import look
+    from omnigen2_core.nano.world import PLACES, Scene, Thing
+
+    wanted = Scene(ground, tuple(Thing(PLACES.index(place), *rest) for place, *rest in things))
+    seen = look(picture)
+    assert seen.scene == wanted, seen.doubt
+
+
+def test_text_to_image_draws_what_the_prompt_says(canvas):
+    picture, _ = pictures(canvas, "Try-it-text-to-image")
+    assert_shows(picture, "yellow", ("top left", "red", "circle", "large"), ("bottom right", "blue", "square", "small"))
+
+
+@still_learning
+def test_the_edit_changes_what_the_prompt_says_and_nothing_else(canvas):
+    picture, shown = pictures(canvas, "Try-it-edit")
+    circle = ("top left", "red", "circle", "small")
+    assert_shows(shown["1. Draw a picture"], "white", ("middle", "green", "triangle", "large"), circle)
+    assert_shows(picture, "white", ("middle", "purple", "triangle", "large"), circle)
+
+
+@still_learning
+def test_shapes_of_two_references_come_together(canvas):
+    picture, shown = pictures(canvas, "Try-it-in-context-two-references")
+    assert_shows(shown["1. Draw image 1"], "white", ("middle", "red", "ring", "large"))
+    assert_shows(shown["2. Draw image 2"], "yellow", ("left", "blue", "cross", "small"))
+    assert_shows(picture, "green", ("top left", "red", "ring", "large"), ("bottom right", "blue", "cross", "small"))
+
+
+@still_learning
+def test_shapes_of_three_references_come_together(canvas):
+    picture, _ = pictures(canvas, "Try-it-in-context-three-references")
+    assert_shows(
+        picture, "purple", ("top left", "red", "ring", "large"), ("middle", "blue", "cross", "small"), ("bottom right", "green", "diamond", "large")
+    )
+
+
+@still_learning
+def test_the_masked_edit_changes_only_what_the_mask_shows(canvas):
+    """The right half has the new background; the left half is pixel for pixel the source."""
+    picture, shown = pictures(canvas, "Try-it-masked-edit")
+    half = picture.shape[1] // 2
+    assert_shows(shown["1. Draw a picture"], "white", ("left", "red", "circle", "large"), ("right", "blue", "square", "large"))
+    edited = picture.copy()
+    edited[:, :half] = edited[0, -1]
+    assert_shows(edited, "black", ("right", "blue", "square", "large"))
+    kept = picture.copy()
+    kept[:, half:] = kept[0, 0]
+    assert_shows(kept, "white", ("left", "red", "circle", "large"))
+
+
+@still_learning
+def test_the_lora_frames_the_picture_and_without_it_there_is_no_frame(canvas):
+    from omnigen2_core.nano.framed import frame_mask
+    from omnigen2_core.nano.world import COLOURS
+
+    things = ("middle", "blue", "triangle", "large"), ("top right", "red", "square", "small")
+    picture, _ = pictures(canvas, "Try-it-LoRA")
+    frame = frame_mask(picture.shape[1], picture.shape[0])
+    assert np.abs(picture[frame].astype(int) - COLOURS["black"]).mean() < 40
+    unframed = picture.copy()
+    unframed[frame] = COLOURS["white"]
+    assert_shows(unframed, "white", *things)
+
+    canvas.load(read("Try-it-LoRA"))
+    canvas.evaluate("() => { app.graph.nodes.find(n => n.type === 'OmniGen2LoadLoRA').mode = 4 }")
+    plain, = canvas.images(canvas.run(), saver_of(read("Try-it-LoRA")))
+    assert_shows(np.asarray(plain), "white", *things)

@@ -1,0 +1,51 @@
+"""Fixtures for tests against a real server.
+
+`server` is one server for the whole session: leave it as you found it. A test that needs other
+options, kills the server or fills its folders asks for `start_server`.
+"""
+from __future__ import annotations
+
+import pytest
+
+import harness
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/host" in item.path.as_posix():
+            item.add_marker(pytest.mark.host)
+
+
+def _need_host() -> None:
+    if not (harness.COMFYUI / "main.py").is_file():
+        pytest.skip(f"no ComfyUI in {harness.COMFYUI}: run the tests through `python dev.py test`, which puts it there")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server on the CPU with this pack and the testing nodes loaded."""
+    _need_host()
+    with harness.Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """start_server(*flags, **options) -> a new `harness.Server`, stopped after the test."""
+    _need_host()
+    started: list[harness.Server] = []
+
+    def start(*flags: str, **options) -> harness.Server:
+        new = harness.Server(tmp_path / f"server{len(started)}", *flags, **options)
+        started.append(new)
+        new.start()
+        return new
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture
+def graph() -> harness.Graph:
+    return harness.Graph()

@@ -1,0 +1,261 @@
+"""Nodes for the tests only: they bring tensors and figures out of the server's process."""
+import json
+import os
+
+import folder_paths
+import torch
+from safetensors.torch import load_file, save_file
+
+import comfy.patcher_extension
+
+from . import native
+
+
+class TestSaveTensors:
+    """Write what comes in to a safetensors file in the output folder.
+
+    Keys: `latent`, `noise_mask`, `image`, `mask`, `sigmas`; a conditioning gives `cond.0`,
+    `attention_mask.0` and `reference.0.0`, one number for each entry.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"name": ("STRING", {"default": "tensors"})},
+                "optional": {"latent": ("LATENT",), "image": ("IMAGE",), "mask": ("MASK",), "sigmas": ("SIGMAS",),
+                             "conditioning": ("CONDITIONING",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "save"
+    CATEGORY = "testing"
+
+    def save(self, name, latent=None, image=None, mask=None, sigmas=None, conditioning=None):
+        found = {"image": image, "mask": mask, "sigmas": sigmas}
+        if latent is not None:
+            found |= {"latent": latent["samples"], "noise_mask": latent.get("noise_mask")}
+        for index, (cond, extra) in enumerate(conditioning or []):
+            found |= {f"cond.{index}": cond, f"attention_mask.{index}": extra.get("attention_mask")}
+            found |= {f"reference.{index}.{i}": r for i, r in enumerate(extra.get("reference_latents") or [])}
+        file = f"{name}.safetensors"
+        save_file({key: value.detach().cpu().clone().contiguous() for key, value in found.items() if value is not None},
+                  os.path.join(folder_paths.get_output_directory(), file))
+        return {"ui": {"tensors": [file]}}
+
+
+class TestLoadLatent:
+    """A latent from the tensor `latent` of a safetensors file in the input folder."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"file": ("STRING", {"default": ""})}}
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "load"
+    CATEGORY = "testing"
+
+    def load(self, file):
+        return ({"samples": load_file(os.path.join(folder_paths.get_input_directory(), file))["latent"]},)
+
+
+class TestBatchConditionings:
+    """Two prompts as one batch: the shorter is padded with zeros, and the mask says so."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"first": ("CONDITIONING",), "second": ("CONDITIONING",)}}
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "batch"
+    CATEGORY = "testing"
+
+    def batch(self, first, second):
+        rows = [first[0][0][0], second[0][0][0]]
+        text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(text.shape[1])[None] < lengths[:, None]).to(torch.int64)
+        return ([[text, {**first[0][1], "attention_mask": mask}]],)
+
+
+class TestCompiledGraphs:
+    """How many graphs PyTorch has compiled in this server once `after` is there."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"after": ("*",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "count"
+    CATEGORY = "testing"
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    def count(self, after):
+        from torch._dynamo.utils import counters
+
+        return {"ui": {"record": [json.dumps(dict(counters["stats"]))]}}
+
+
+class TestGiveName:
+    """A file name that is known only when the workflow runs."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"name": ("STRING", {"default": ""})}}
+
+    RETURN_TYPES = ("*",)
+    FUNCTION = "give"
+    CATEGORY = "testing"
+
+    def give(self, name):
+        return (name,)
+
+
+class TestCountEvaluations:
+    """The same model, and a record that grows with every call of it: one entry, its batch rows, a call.
+
+    Two counts are kept: what samplers ask for (`calls`) and what the diffusion module computes
+    (`forwards`), which is less where equal conditionings are computed once.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL", "TEST_RECORD")
+    FUNCTION = "count"
+    CATEGORY = "testing"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")  # a cached record would go on growing
+
+    def count(self, model):
+        model, record = model.clone(), {"calls": [], "sigmas": [], "forwards": []}
+
+        def apply_model(executor, x, t, *args, **kwargs):
+            record["calls"].append(x.shape[0])
+            record["sigmas"].append(float(t.flatten()[0]))
+            return executor(x, t, *args, **kwargs)
+
+        def forward(executor, x, *args, **kwargs):
+            record["forwards"].append(x.shape[0])
+            return executor(x, *args, **kwargs)
+
+        types = comfy.patcher_extension.WrappersMP
+        model.add_wrapper_with_key(types.APPLY_MODEL, "testing", apply_model)
+        model.add_wrapper_with_key(types.DIFFUSION_MODEL, "testing", forward)
+        return (model, record)
+
+
+class TestRecordCache:
+    """The same model with a cache that skips nothing, and a record of the branch and step of every evaluation."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL", "TEST_RECORD")
+    FUNCTION = "add"
+    CATEGORY = "testing"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def add(self, model):
+        model, record = model.clone(), {"evaluations": []}
+
+        class Cache:
+            def run_layers(self, stack, evaluation):
+                record["evaluations"].append((evaluation.branch, evaluation.step))
+                return stack.run(), True
+
+        model.model_options.setdefault("transformer_options", {})["omnigen2_make_cache"] = Cache
+        return (model, record)
+
+
+class TestFadeAttention:
+    """The same model with an attention that grows weaker as the noise does."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "fade"
+    CATEGORY = "testing"
+
+    def fade(self, model):
+        model = model.clone()
+
+        def attend(original, *args, **kwargs):
+            return original(*args, **kwargs) * float(kwargs["transformer_options"]["sigmas"][0])
+
+        model.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = attend
+        return (model,)
+
+
+class TestReadRecord:
+    """Report a record once `after` is there."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"record": ("TEST_RECORD",), "after": ("*",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "read"
+    CATEGORY = "testing"
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    def read(self, record, after):
+        return {"ui": {"record": [json.dumps(record)]}}
+
+
+class TestInspectModel:
+    """Report the classes, dtypes and patches of a MODEL."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "inspect"
+    CATEGORY = "testing"
+
+    def inspect(self, model):
+        base = model.model
+        dtypes = {}
+        for parameter in base.diffusion_model.parameters():
+            dtypes[str(parameter.dtype)] = dtypes.get(str(parameter.dtype), 0) + parameter.numel()
+        record = {"model": type(base).__name__, "module": type(base.diffusion_model).__name__,
+                  "patcher": type(model).__name__, "dtypes": dtypes, "compute_dtype": str(base.get_dtype_inference()),
+                  "patches": len(model.patches), "load_device": str(model.load_device)}
+        return {"ui": {"record": [json.dumps(record)]}}
+
+
+class TestScaleLatent:
+    """A latent times a number: a node that changes a latent without a model."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"latent": ("LATENT",), "factor": ("FLOAT", {"default": 1.0, "min": -1e6, "max": 1e6})}}
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "scale"
+    CATEGORY = "testing"
+
+    def scale(self, latent, factor):
+        return ({**latent, "samples": torch.as_tensor(latent["samples"]) * factor},)
+
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (
+    TestSaveTensors, TestLoadLatent, TestBatchConditionings, TestCompiledGraphs, TestGiveName, TestCountEvaluations,
+    TestRecordCache, TestFadeAttention, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES

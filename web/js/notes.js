@@ -1,0 +1,74 @@
+// Shows what an OmniGen2 node has to say about its last run (a cut prompt, a small reference, a snapped size)
+// on the node itself. Notes are text from Python and possibly from a user's file name: they are only ever set
+// as textContent.
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+
+const WIDGET = "omnigen2_notes";
+const LINE_HEIGHT = 18;
+const LETTER_WIDTH = 6.4;
+// Padding of the box, and the margin that the canvas leaves around an element in a node.
+const BESIDE_TEXT = 50;
+const ABOVE_AND_BELOW = 30;
+
+function element() {
+  const box = document.createElement("div");
+  box.setAttribute("role", "status");
+  box.setAttribute("aria-live", "polite");
+  box.setAttribute("aria-label", "Notes of the last run");
+  box.style.cssText =
+    "font: 12px/18px sans-serif; padding: 4px 8px; overflow-y: auto; border-left: 3px solid #d9a441; " +
+    "background: rgba(217, 164, 65, 0.12); color: var(--input-text, #ddd); border-radius: 4px;";
+  return box;
+}
+
+// Inside a subgraph the server names a node "12:3": node 3 of the subgraph held by node 12.
+function findNode(path) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const id of String(path).split(":")) {
+    node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function show(node, notes) {
+  let widget = node.widgets?.find((w) => w.name === WIDGET);
+  if (!notes.length) {
+    if (widget) node.removeWidget(widget);
+    return;
+  }
+  if (!widget) {
+    widget = node.addDOMWidget(WIDGET, WIDGET, element(), {
+      serialize: false,
+      getValue: () => "",
+      setValue: () => {},
+      getMinHeight: () => widget.lines * LINE_HEIGHT + ABOVE_AND_BELOW,
+    });
+    // options.serialize keeps it out of the prompt, this keeps it out of the saved workflow.
+    widget.serialize = false;
+  }
+  const letters = Math.max(20, (node.size[0] - BESIDE_TEXT) / LETTER_WIDTH);
+  widget.lines = notes.reduce((n, text) => n + Math.ceil(text.length / letters), 0);
+  widget.element.replaceChildren(
+    ...notes.map((text) => {
+      const line = document.createElement("div");
+      line.textContent = text;
+      return line;
+    }),
+  );
+  const [width, height] = node.computeSize();
+  node.setSize?.([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+app.registerExtension({
+  name: "OmniGen2.Notes",
+  setup() {
+    api.addEventListener("executed", ({ detail }) => {
+      const node = findNode(detail.display_node ?? detail.node);
+      if (node?.type?.startsWith("OmniGen2")) show(node, detail.output?.omnigen2_notes ?? []);
+    });
+  },
+});
