@@ -25,7 +25,6 @@ class Recipe:
         ema: Decay of the averaged weights per step; 0 keeps none.
         seed: Start of all chance in the run.
         bf16: Compute in bfloat16 under autocast where the machine is fast at it; weights and their updates stay in their own type.
-        gradient_checkpointing: Recompute activations in the backward pass, for models that do not fit otherwise.
         log_every, save_every: In steps.
     """
 
@@ -42,7 +41,6 @@ class Recipe:
     ema: float = 0.999
     seed: int = 0
     bf16: bool = True
-    gradient_checkpointing: bool = False
     log_every: int = 50
     save_every: int = 500
 
