@@ -23,3 +23,11 @@ class SizeError(OmniGen2Error):
 
 class ReferenceImageError(OmniGen2Error):
     """Too many reference images, or one that cannot be used."""
+
+
+class ReflectionError(OmniGen2Error):
+    """A reflection or best-of-N run that cannot start, or a transcript that cannot be read."""
+
+
+class JudgeError(OmniGen2Error):
+    """The user's own judge cannot be asked: no key, refused, too slow, or its answer is malformed."""

@@ -310,6 +310,12 @@ def encode_with_images(
     return packed, (torch.arange(packed.shape[1], device=ids.device) < lengths).to(mask.dtype)
 
 
+def last_states(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The states [B, D] that the next token is told from: of hidden [B, L, D], those of each row's last real token."""
+    last = mask.shape[1] - 1 - mask.flip(1).to(torch.int32).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
 @torch.no_grad()
 def generate_tokens(
     model: Qwen2_5_VL,
@@ -334,8 +340,7 @@ def generate_tokens(
     cache = DynamicCache()
     positions, following = model.rope_positions(ids, mask, grid)
     hidden = model(ids, mask, pixel_values, grid, positions=positions, cache=cache)
-    last = mask.shape[1] - 1 - mask.flip(1).to(torch.int32).argmax(dim=1)
-    hidden = hidden[torch.arange(len(ids), device=ids.device), last].unsqueeze(1)
+    hidden = last_states(hidden, mask).unsqueeze(1)
     head = model.head_weight(ids.device) if model.lm_head is None else None
     written: list[list[int]] = [[] for _ in range(len(ids))]
     for step in range(max_new_tokens):

@@ -1,0 +1,231 @@
+"""A judge of the user's own: any OpenAI-compatible endpoint that looks at pictures. Nothing uses it unless asked to.
+
+The key exists in the environment only. It is read for each request, put into that request's header, and kept nowhere:
+no object holds it, and whatever the server sends back is searched for it before a word of it is shown. Address and
+model come from the environment too where a workflow is run, since a workflow from a stranger must not be able to name
+the server that the key is sent to.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import ipaddress
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from ..errors import JudgeError
+from ..images import to_rgb
+from .answers import LONGEST
+from .looker import Looker, Shown
+
+KEY_VARIABLE = "OMNIGEN2_JUDGE_KEY"
+URL_VARIABLE = "OMNIGEN2_JUDGE_URL"
+MODEL_VARIABLE = "OMNIGEN2_JUDGE_MODEL"
+
+MAX_SIDE = 1024
+"""Longest side of a picture as it is sent, in pixels."""
+MAX_BYTES = 1 << 20
+"""Of an answer. A longer one is not what was asked for."""
+MAX_TOKENS = 512
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Urllib would take the key along to wherever a redirect points."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the judge is.
+
+    Attributes:
+        url: The API's base, such as `https://host/v1`; `/chat/completions` is added.
+        model: Name that the server knows the model by.
+        timeout: Seconds for one answer, from the request to its last byte.
+
+    Raises:
+        JudgeError: The address cannot be used, or would send the key unencrypted over the internet.
+    """
+
+    url: str
+    model: str
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            host, plain, _ = parts.hostname or "", parts.scheme == "http", parts.port
+        except ValueError:
+            host, plain, parts = "", False, None
+        if parts is None or parts.scheme not in ("http", "https") or not host:
+            raise JudgeError("The judge's address is no http or https address; give one such as https://host/v1.")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise JudgeError(
+                f"The judge's address at {host} carries a user, a query or a fragment, which may hold secrets; "
+                f"give the plain address and put the key into {KEY_VARIABLE}."
+            )
+        if plain and not _is_local(host):
+            raise JudgeError(f"http to {host} would send the key unencrypted; give its https address.")
+        if not self.model.strip():
+            raise JudgeError(f"The judge at {host} needs the name of a model; set {MODEL_VARIABLE}.")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, timeout: float = 60.0) -> "Endpoint":
+        """The endpoint that the environment names. Raises JudgeError when a variable is missing or unusable."""
+        missing = [name for name in (URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE) if not environment.get(name, "").strip()]
+        if missing:
+            raise JudgeError(
+                f"Your own judge needs {', '.join(missing)}; set it in the environment that the program is started from."
+            )
+        return cls(environment[URL_VARIABLE].strip(), environment[MODEL_VARIABLE].strip(), timeout)
+
+    @property
+    def host(self) -> str:
+        """Name of the server, for messages."""
+        return urlsplit(self.url).hostname or ""
+
+    def looker(self) -> Looker:
+        """The endpoint as one who answers questions, for any reflector or verifier."""
+        return Looker(self.ask)
+
+    def ask(self, questions: Sequence[str], images: Shown) -> list[str]:
+        """One request for each question with its pictures, in turn.
+
+        Raises JudgeError, in one sentence, when there is no key, the server refuses or fails, time runs out, or the
+        answer is malformed.
+        """
+        return [self._ask_one(question, shown) for question, shown in zip(questions, images, strict=True)]
+
+    def _ask_one(self, question: str, pictures: Sequence[Image.Image]) -> str:
+        key = _key()
+        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(p)}} for p in pictures]
+        content.append({"type": "text", "text": question})
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+        }
+        request = urllib.request.Request(
+            self.url.rstrip("/") + "/chat/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+        )
+        answer = _text_of(self._send(request, key), self.host)
+        return _without(key, answer)[:LONGEST]
+
+    def _send(self, request: urllib.request.Request, key: str) -> bytes:
+        # Causes are not chained: an exception of the network library may hold the request with its header.
+        deadline = time.monotonic() + self.timeout
+        # A proxy is for servers elsewhere; one on this network is asked directly.
+        own = [urllib.request.ProxyHandler({})] if _is_local(self.host) else []
+        opener = urllib.request.build_opener(_NoRedirect, *own)
+        failure: str
+        try:
+            with opener.open(request, timeout=self.timeout) as response:
+                return self._read(response, deadline)
+        except urllib.error.HTTPError as error:
+            failure = _refusal(error, key)
+        except TimeoutError:
+            failure = self._too_slow()
+        except urllib.error.URLError as error:
+            slow = isinstance(error.reason, TimeoutError)
+            failure = self._too_slow() if slow else f"cannot be reached ({_short(str(error.reason), key)}); is it running?"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            failure = f"broke the connection ({type(error).__name__}); try again."
+        raise JudgeError(f"The judge at {self.host} {failure}") from None
+
+    def _read(self, response: Any, deadline: float) -> bytes:
+        parts: list[bytes] = []
+        while part := response.read1(65536):
+            parts.append(part)
+            if sum(map(len, parts)) > MAX_BYTES:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        return b"".join(parts)
+
+    def _too_slow(self) -> str:
+        return f"did not answer within {self.timeout:g} seconds; try again or give it more time."
+
+
+def _key() -> str:
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key:
+        raise JudgeError(
+            f"Your own judge needs a key in the environment variable {KEY_VARIABLE}; set it before the program starts "
+            "(to any word for a server that asks for none)."
+        )
+    # The network library would show a key that is no header value in its error.
+    if not key.isascii() or not key.isprintable():
+        raise JudgeError(f"The key in {KEY_VARIABLE} holds characters that no key has; copy it again.")
+    return key
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost" or host.endswith((".local", ".lan", ".internal")) or "." not in host
+
+
+def _data_url(picture: Image.Image) -> str:
+    """The picture's pixels alone, as a data URL: metadata of a user's file is not sent."""
+    picture = to_rgb(picture).copy()
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    bare = Image.frombytes("RGB", picture.size, picture.tobytes())
+    buffer = io.BytesIO()
+    bare.save(buffer, "JPEG", quality=92)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _refusal(error: urllib.error.HTTPError, key: str) -> str:
+    if error.code in (401, 403):
+        return f"refused the key in {KEY_VARIABLE} (HTTP {error.code}); check the key."
+    if 300 <= error.code < 400:
+        return f"redirects elsewhere (HTTP {error.code}), where the key is not sent; set {URL_VARIABLE} to the final address."
+    if error.code == 429:
+        return "takes no more requests for now (HTTP 429); wait, or ask fewer questions."
+    said = ""
+    try:
+        told = json.loads(error.read(MAX_BYTES))["error"]
+        said = str(told["message"] if isinstance(told, dict) else told)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    explanation = f": {_short(said, key)}" if said else ""
+    return f"failed (HTTP {error.code}{explanation}); check {URL_VARIABLE} and {MODEL_VARIABLE}."
+
+
+def _short(text: str, key: str) -> str:
+    """One line of what a server or library said, without the key."""
+    return " ".join(_without(key, text).split())[:160]
+
+
+def _without(key: str, text: str) -> str:
+    """A text in which the key cannot be read. A few letters, as for a server without keys, are words and no secret."""
+    return text.replace(key, "[key]") if len(key) >= 8 else text
+
+
+def _text_of(body: bytes, host: str) -> str:
+    try:
+        content = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        content = None
+    if not isinstance(content, str):
+        raise JudgeError(
+            f"The answer of the judge at {host} is malformed: it has no choices[0].message.content; "
+            "is this an OpenAI-compatible address?"
+        )
+    return content

@@ -1,0 +1,40 @@
+"""The seam to whatever answers questions about pictures: the model's own MLLM, or an endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+from PIL import Image
+
+from ..yes_no import YesNo
+
+Shown = Sequence[Sequence[Image.Image]]
+"""For every question its pictures, in the order in which the question numbers them."""
+
+Ask = Callable[[Sequence[str], Shown], Sequence[str]]
+"""Questions, each with its pictures, to one answer each; a question may come without a picture."""
+
+AskYesNo = Callable[[Sequence[str], Shown], Sequence[YesNo]]
+"""The same for yes/no questions, to how likely the first token of each answer is yes or no."""
+
+
+@dataclass(frozen=True)
+class Looker:
+    """One who looks at pictures and answers.
+
+    Attributes:
+        ask: Answers in words. Greedy answers make a run repeatable.
+        yes_no: Likelihoods of yes and no, where the model gives them: a better score than a parsed word.
+    """
+
+    ask: Ask
+    yes_no: AskYesNo | None = None
+
+
+def numbered_pictures(references: int) -> str:
+    """How a question speaks of its pictures: `references` of them first, then the one in question."""
+    if not references:
+        return "Look at the picture."
+    which = "Image 1 is a reference" if references == 1 else f"Images 1 to {references} are references"
+    return f"{which} that the instruction may speak of. Image {references + 1} is the picture in question."

@@ -1,0 +1,118 @@
+"""Draw, look, correct, look again: the reflection loop.
+
+After the paper's section on reflection (arXiv 2506.18871): the model looks at what it drew, writes what is wrong, and
+draws once more. The paper reports two ways in which that fails, and the loop is built against both. *Over-reflection*,
+faults found in a right picture: a correction is only followed where the verifier's own questions leave room for a
+fault. *A wrong reflection followed*: a round must be judged better than the best before it, else it is set aside and
+the loop ends, so the result is never one that was judged worse than an earlier round.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from ..errors import ReflectionError
+from .bench import Bench, OnRound, OnStage
+from .opinion import Reflection, Reflector, Verdict
+from .record import Record, Round, Stop
+from .redraw import Redraw, first_plan, next_plan
+from .score import Verifier
+from .task import Drawer, Editor, Task
+
+MAX_ROUNDS = 5
+OVERRULE = 0.95
+"""If the verifier holds every requirement to be met with at least this chance, a fault that was found is none."""
+
+
+def reflect(
+    task: Task | Record,
+    drawer: Drawer,
+    reflector: Reflector,
+    verifier: Verifier,
+    *,
+    rounds: int = 2,
+    redraw: Redraw = Redraw.AUTO,
+    editor: Editor | None = None,
+    seed: int = 0,
+    correction: str = "",
+    overrule: float = OVERRULE,
+    settings: Mapping[str, Any] | None = None,
+    on_stage: OnStage | None = None,
+    on_round: OnRound | None = None,
+) -> Record:
+    """Draws a picture and corrects it for as long as that helps.
+
+    Args:
+        task: What to draw; or a record, empty or of an earlier run, which is filled. A record with rounds is gone on
+            with from its best one, or from the one that `Record.pick` or `Record.give` chose. Pass a record to keep
+            the finished rounds when the run is cancelled by an exception, which comes through as it is.
+        drawer, editor: Draw and edit; without an editor the drawer edits too.
+        reflector: Says what is wrong.
+        verifier: Scores, and thereby decides what is best.
+        rounds: Corrections at most, 0..5. With 0 the picture is drawn and judged, not corrected.
+        redraw: How corrections are carried out.
+        seed: Of round 0; round i has `seed + i`, so that drawing again does not draw the same.
+        correction: The user's own words for the first correction; they are followed without asking.
+        overrule: Chance 0..1 of every requirement from which on the verifier overrules a fault; above 1 never.
+        settings: The drawer's settings, for the transcript; see `transcript.check_settings`.
+        on_stage, on_round: See `bench`; an exception from them cancels.
+
+    Returns:
+        The record; `Record.best` is the result.
+
+    Raises:
+        ReflectionError: `rounds` is out of range.
+        Anything that the drawer, the models or the callbacks raise.
+    """
+    if not 0 <= rounds <= MAX_ROUNDS:
+        raise ReflectionError(f"rounds is {rounds}, but a run has 0 to {MAX_ROUNDS}; choose a number in that range.")
+    record = task if isinstance(task, Record) else Record(task)
+    bench = Bench(
+        record,
+        drawer,
+        verifier,
+        reflector=reflector,
+        editor=editor,
+        settings=settings,
+        on_stage=on_stage,
+        on_round=on_round,
+    )
+    with bench.at_work():
+        current = _start(bench, seed)
+        spoken = _spoken(correction)
+        for _ in range(rounds):
+            if spoken is None and (stop := _reason_to_stop(current, overrule)) is not None:
+                record.stop = stop
+                return record
+            plan = next_plan(record.task, spoken or current.reflection, current.picture, redraw, seed + len(record.rounds))
+            made = bench.make(plan, parent=current.index)
+            if not made.helped:
+                record.stop = Stop.NO_HELP
+                return record
+            current, spoken = made, None
+        record.stop = _reason_to_stop(current, overrule) or Stop.OUT_OF_ROUNDS
+    return record
+
+
+def _start(bench: Bench, seed: int) -> Round:
+    record = bench.record
+    if not record.rounds:
+        return bench.make(first_plan(record.task, seed))
+    if record.best.judged and record.best.reflection is not None:
+        return record.best
+    return bench.judge_given(record.best)
+
+
+def _spoken(correction: str) -> Reflection | None:
+    """The user's own correction as a reflection; None without one."""
+    words = correction.strip()
+    return Reflection.wrong("named by hand", words) if words else None
+
+
+def _reason_to_stop(current: Round, overrule: float) -> Stop | None:
+    said = current.reflection
+    if said is None or said.verdict is Verdict.NO_OPINION:
+        return Stop.NO_OPINION
+    if said.verdict is Verdict.SATISFIED:
+        return Stop.SATISFIED
+    return Stop.OVERRULED if current.score.least >= overrule else None

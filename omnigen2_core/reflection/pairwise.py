@@ -1,0 +1,34 @@
+"""Which of two pictures follows an instruction better, where their scores are too close to tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from .answers import read_choice
+from .looker import Ask, numbered_pictures
+from .task import Task
+
+QUESTION = """{references}The last two images are the candidates A and B, in this order. Both were made for this \
+instruction:
+{instruction}
+
+Which of them follows the instruction better? Judge by nothing but the instruction. Answer with one letter: A, B, or S \
+if there is no difference."""
+
+
+@dataclass(frozen=True)
+class PairwiseJudge:
+    """Compares pictures by asking in both orders: models favour a position, and only an answer that outlasts the swap counts."""
+
+    ask: Ask
+
+    def prefer(self, task: Task, first: Image.Image, second: Image.Image) -> int | None:
+        """0 or 1 for the better picture; None for no difference, no usable answer, or answers that contradict."""
+        count = len(task.references)
+        references = f"{numbered_pictures(count).split('. ')[0]}. " if count else ""
+        question = QUESTION.format(references=references, instruction=task.instruction)
+        shown = [[*task.references, first, second], [*task.references, second, first]]
+        forward, backward = (read_choice(answer, "ABS") for answer in self.ask([question, question], shown))
+        return {("A", "B"): 0, ("B", "A"): 1}.get((forward, backward))

@@ -1,0 +1,86 @@
+"""How a correction is carried out: by editing the picture, or by drawing it again from a corrected prompt."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from PIL import Image
+
+from .opinion import Reflection, Scope
+from .task import Task
+
+SEEDS = 2**64
+"""Seeds are 0 up to this; a host's go no further."""
+
+
+class Redraw(str, Enum):
+    """The user's choice. `AUTO` edits attributes and draws layouts again."""
+
+    AUTO = "auto"
+    EDIT = "edit"
+    AGAIN = "draw again"
+
+
+class Origin(str, Enum):
+    """How a round's picture came about. `GIVEN` pictures were not drawn by this run."""
+
+    DRAWN = "drawn"
+    EDITED = "edited"
+    AGAIN = "drawn again"
+    GIVEN = "given"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One drawing to be made."""
+
+    origin: Origin
+    prompt: str
+    references: tuple[Image.Image, ...]
+    seed: int
+
+
+# An edit keeps where things are, so words of place, number and arrangement ask for a new drawing.
+_LAYOUT = re.compile(
+    r"\b(above|arrange\w*|behind|below|beneath|beside|between|bottom|cent(?:er|re)|composition|corner|count|exactly"
+    r"|four|five|front|layout|left|middle|move|number|order|place|position|right|rows?|spac(?:e|ing)|swap|three|top"
+    r"|two|under)\b|[上下左右中]",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(r"\b(?:image|picture|photo)s? \d|\breference", re.IGNORECASE)
+
+
+def guess_scope(correction: str) -> Scope:
+    """What a correction is about by its words, for reflectors that do not say."""
+    return Scope.LAYOUT if _LAYOUT.search(correction) else Scope.ATTRIBUTE
+
+
+def first_plan(task: Task, seed: int) -> Plan:
+    """The first drawing: the instruction as it is."""
+    return Plan(Origin.DRAWN, task.instruction, task.references, seed % SEEDS)
+
+
+def corrected_prompt(task: Task, reflection: Reflection) -> str:
+    """The prompt for drawing again: the reflector's own, else the unchanged instruction and then what to mind.
+
+    The instruction stays whole, since a correction alone would forget everything that was right.
+    """
+    return reflection.prompt or f"{task.instruction}\nMind this above all: {reflection.correction}"
+
+
+def next_plan(task: Task, reflection: Reflection, picture: Image.Image, redraw: Redraw, seed: int) -> Plan:
+    """The drawing that follows a reflection with a correction.
+
+    An edit gets the picture alone: references beside it would turn the edit into a composition, and shift the numbers
+    by which the correction speaks of images. So where a task has references and the correction speaks of one, `AUTO`
+    draws again.
+    """
+    if redraw is Redraw.AUTO:
+        scope = reflection.scope or guess_scope(reflection.correction)
+        needs_reference = bool(task.references) and _REFERENCE.search(reflection.correction) is not None
+        redraw = Redraw.AGAIN if scope is Scope.LAYOUT or needs_reference else Redraw.EDIT
+    if redraw is Redraw.EDIT:
+        return Plan(Origin.EDITED, reflection.correction, (picture,), seed % SEEDS)
+    return Plan(Origin.AGAIN, corrected_prompt(task, reflection), task.references, seed % SEEDS)

@@ -1,0 +1,55 @@
+"""How well a picture does what was asked, requirement by requirement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from .task import Task
+
+
+@dataclass(frozen=True)
+class Check:
+    """One requirement as a yes/no question, the chance of yes (0..1, None: no usable answer), and the answer's words."""
+
+    question: str
+    probability: float | None
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A verifier's judgement of one picture. `note` says in one sentence what could not be judged, else it is empty."""
+
+    checks: tuple[Check, ...] = ()
+    note: str = ""
+
+    @property
+    def value(self) -> float | None:
+        """The expected share of requirements that are met, 0..1; None when no question was answered."""
+        known = [check.probability for check in self.checks if check.probability is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def least(self) -> float:
+        """The chance of the requirement least likely met, 0..1. One without an answer counts as 0: nothing vouches for it."""
+        return min((check.probability or 0.0 for check in self.checks), default=0.0)
+
+
+class Examiner(Protocol):
+    """Judges pictures for one task. Made for one run, so that every picture is asked the same questions."""
+
+    def score(self, picture: Image.Image) -> Score:
+        """Asks every requirement about the picture."""
+
+    def prefer(self, first: Image.Image, second: Image.Image) -> int | None:
+        """0 when the first picture follows the instruction better, 1 for the second, None where it cannot tell."""
+
+
+class Verifier(Protocol):
+    """Knows how to judge pictures for any task."""
+
+    def examiner(self, task: Task) -> Examiner:
+        """Finds the requirements of the task's instruction."""

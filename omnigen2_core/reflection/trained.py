@@ -1,0 +1,109 @@
+"""Reflection by checkpoints that were fine-tuned to reflect.
+
+The paper trains on one interleaved sequence: instruction, image, reflection, image, and so on. The line format of its
+reflection data (X2I2) was not found, so the exact texts of the authors' sequence are unknown; nor were weights trained
+on it published. The form used here instead takes OmniGen2's own chat template, in which `<|img|>` announces a picture
+and `<|im_end|>` ends a turn:
+
+    system, user: [references] instruction, assistant: <|img|>PICTURE reflection<|img|>PICTURE reflection ... <|im_end|>
+
+where PICTURE is one vision block. So the verdict is no word that could be misread: after looking at its picture the
+model writes what is wrong and announces another picture (not satisfied), or ends its turn (satisfied). The last line of
+a reflection is the correction, the lines before it tell the problem; a single line is both. A checkpoint that was
+trained on another form needs an adapter of its own beside this one, behind the same `Reflector`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import torch
+from PIL import Image
+
+from ..mllm import Qwen2_5_VL, generate_tokens
+from ..prompts import OmniGen2Tokenizer, chat_prompt
+from ..vision import PixelConfig, preprocess, token_counts
+from .answers import clean
+from .opinion import Earlier, Reflection
+from .task import Task
+
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+ANNOUNCEMENT = "<|img|>"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote: the text without the token that ended it, and which that was (neither: it ran out of length)."""
+
+    text: str
+    announces_picture: bool = False
+    ends_turn: bool = False
+
+
+WriteOn = Callable[[str, Sequence[Image.Image]], Written]
+"""Goes on writing a chat of the model's template, with one picture for each image placeholder in it."""
+
+
+def sequence(task: Task, picture: Image.Image, earlier: Earlier = ()) -> tuple[str, list[Image.Image]]:
+    """The interleaved sequence up to where the reflection on `picture` begins, and its pictures in order."""
+    chat = chat_prompt(task.instruction, len(task.references)) + ANNOUNCEMENT
+    pictures = list(task.references)
+    for before, reflection in earlier:
+        said = "\n".join(dict.fromkeys(filter(None, (reflection.problem, reflection.correction))))
+        chat += f"{PICTURE}{said}{ANNOUNCEMENT}"
+        pictures.append(before)
+    return chat + PICTURE, [*pictures, picture]
+
+
+def read(written: Written) -> Reflection:
+    """The reflection that the model's words and the way they ended amount to."""
+    text = clean(written.text)
+    if not text:
+        return Reflection.no_opinion("The model wrote nothing about the picture.", [text])
+    if written.ends_turn:
+        return Reflection.satisfied([text])
+    if not written.announces_picture:
+        return Reflection.no_opinion("The reflection was too long and had no end.", [text])
+    *before, correction = [line.strip() for line in text.splitlines() if line.strip()]
+    return Reflection.wrong("\n".join(before) or correction, correction, answers=[text])
+
+
+@dataclass(frozen=True)
+class TrainedReflector:
+    """A `Reflector` that lets a fine-tuned checkpoint go on with the sequence of all rounds so far."""
+
+    write_on: WriteOn
+
+    def __call__(self, task: Task, picture: Image.Image, earlier: Earlier = ()) -> Reflection:
+        """Reads what the model writes after the picture."""
+        return read(self.write_on(*sequence(task, picture, earlier)))
+
+
+def mllm_writer(
+    model: Qwen2_5_VL, tokenizer: OmniGen2Tokenizer, *, pixels: PixelConfig = PixelConfig(), max_new_tokens: int = 128
+) -> WriteOn:
+    """`WriteOn` by the model itself, greedily. `pixels` is the checkpoint's `preprocessor_config.json`.
+
+    What it returns raises CheckpointError without a vision tower, PromptError for placeholders in the user's text.
+    """
+
+    def write_on(chat: str, pictures: Sequence[Image.Image]) -> Written:
+        device = next(model.parameters()).device
+        values, grid = preprocess(pictures, pixels)
+        batch = tokenizer.tokenize([chat], image_tokens=[token_counts(grid, pixels.merge_size)])
+        special = tokenizer.special
+        [row] = generate_tokens(
+            model,
+            batch.ids.to(device),
+            batch.mask.to(device),
+            values.to(device, torch.float32),
+            grid,
+            max_new_tokens=max_new_tokens,
+            stop_ids=special.stop,
+        )
+        last = row[-1]
+        text = tokenizer.decode(row[:-1] if last in special.stop else row)
+        return Written(text, last == special.img, last == special.im_end)
+
+    return write_on

@@ -1,0 +1,117 @@
+"""How likely Qwen2.5-VL is to begin its answer with yes, against no.
+
+The likelihood of the first token tells a sure yes from a hesitant one, which a written word does not; one forward
+pass gives it, without writing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import CheckpointError
+from .mllm import Qwen2_5_VL, last_states
+from .prompts import OmniGen2Tokenizer, chat_prompt
+from .vision import PixelConfig, preprocess, token_counts
+
+YES_FORMS = ("yes", "Yes", "YES", " yes", " Yes")
+NO_FORMS = ("no", "No", "NO", " no", " No")
+
+
+@dataclass(frozen=True)
+class YesNo:
+    """Natural logarithms, at most 0, of the chance that an answer begins with yes and that it begins with no."""
+
+    log_yes: float
+    log_no: float
+
+    @property
+    def probability(self) -> float:
+        """Of yes, 0..1, if the answer is one of the two."""
+        odds = max(-700.0, min(700.0, self.log_no - self.log_yes))
+        return 1.0 / (1.0 + math.exp(odds))
+
+    @property
+    def mass(self) -> float:
+        """How likely the answer is one of the two at all, 0..1. Where it is small, the question was not understood."""
+        return min(1.0, math.exp(self.log_yes) + math.exp(self.log_no))
+
+
+def yes_no_ids(tokenizer: OmniGen2Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that an answer of yes may begin with, and those of no.
+
+    Words that are one token count alone where there are any: a first letter begins other words too. A token that
+    begins both, such as a space of its own, tells nothing and is left out. Raises CheckpointError when nothing remains.
+    """
+    yes, no = (_beginnings(tokenizer, forms) for forms in (YES_FORMS, NO_FORMS))
+    if not yes - no or not no - yes:
+        raise CheckpointError(
+            "The tokenizer begins 'yes' and 'no' with the same token, so their chances cannot be compared. "
+            "Use the tokenizer in OmniGen2's processor folder."
+        )
+    return sorted(yes - no), sorted(no - yes)
+
+
+def _beginnings(tokenizer: OmniGen2Tokenizer, forms: Sequence[str]) -> set[int]:
+    rows = [tokenizer.encode(form) for form in forms]
+    return {row[0] for row in rows if len(row) == 1} or {row[0] for row in rows}
+
+
+@torch.no_grad()
+def next_token_log_probabilities(
+    model: Qwen2_5_VL, ids: Tensor, mask: Tensor, pixel_values: Tensor | None = None, grid: Tensor | None = None
+) -> Tensor:
+    """fp32 log-probabilities [B, vocabulary] of the token after prompts padded on either side.
+
+    Raises CheckpointError for images without a vision tower, PromptError when image tokens and images do not match.
+    """
+    hidden = last_states(model(ids, mask, pixel_values, grid), mask)
+    return model.logits(hidden).float().log_softmax(dim=-1)
+
+
+def ask_yes_no(
+    model: Qwen2_5_VL,
+    tokenizer: OmniGen2Tokenizer,
+    questions: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    *,
+    pixels: PixelConfig = PixelConfig(),
+    batch: int = 4,
+) -> list[YesNo]:
+    """Each question, put in the chat template with its own images, and how likely its answer begins with yes or no.
+
+    Args:
+        questions: Texts that can be answered by yes or no.
+        images: For every question its pictures, of any mode and size; may be empty.
+        pixels: The checkpoint's `preprocessor_config.json`.
+        batch: Questions in one forward pass. Every one carries its own images, which memory has to hold.
+
+    Raises:
+        CheckpointError: The model cannot see, or the tokenizer cannot tell yes from no.
+        PromptError: A question holds an image placeholder.
+        SizeError: A picture is too thin.
+    """
+    yes, no = yes_no_ids(tokenizer)
+    device = next(model.parameters()).device
+    results: list[YesNo] = []
+    for start in range(0, len(questions), batch):
+        shown = [list(pictures) for pictures in images[start : start + batch]]
+        chats = [chat_prompt(text, len(own)) for text, own in zip(questions[start : start + batch], shown, strict=True)]
+        flat = [picture for own in shown for picture in own]
+        values = grid = None
+        counts: list[list[int]] = [[] for _ in shown]
+        if flat:
+            values, grid = preprocess(flat, pixels)
+            remaining = iter(token_counts(grid, pixels.merge_size))
+            counts = [[next(remaining) for _ in own] for own in shown]
+            values = values.to(device)
+        tokens = tokenizer.tokenize(chats, image_tokens=counts)
+        log = next_token_log_probabilities(model, tokens.ids.to(device), tokens.mask.to(device), values, grid)
+        pairs = zip(log[:, yes].logsumexp(dim=1).tolist(), log[:, no].logsumexp(dim=1).tolist())
+        results += [YesNo(min(0.0, log_yes), min(0.0, log_no)) for log_yes, log_no in pairs]
+    return results
