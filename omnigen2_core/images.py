@@ -14,30 +14,26 @@ from PIL import Image, ImageOps
 
 from .errors import SizeError
 
-MAX_ASPECT_RATIO = 200
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def reference_size(
-    width: int, height: int, *, max_pixels: int = 1024 * 1024, max_side: int = 1024, multiple: int = 16
+    width: int, height: int, *, max_pixels: int = 1024 * 1024, max_side: int | None = 1024, multiple: int = 16
 ) -> tuple[int, int]:
     """Width and height that a reference of the given size is resized to before encoding.
 
-    References are only ever made smaller, to at most `max_pixels` and `max_side`; sides are cut down to
-    multiples of `multiple`, and are never less than one.
+    References are only ever made smaller, to at most `max_pixels` and `max_side` (None: as long as `max_pixels`
+    allows); sides are cut down to multiples of `multiple`, and are never less than one, however thin the picture is.
 
     Raises:
-        SizeError: The size is empty, more than 200 times longer than wide, or a limit is too small.
+        SizeError: The size is empty or a limit is too small.
     """
     _check_size(width, height)
     _check_limit("max_pixels", max_pixels, multiple * multiple)
-    _check_limit("max_side", max_side, multiple)
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise SizeError(
-            f"An image of {width}x{height} px is more than {MAX_ASPECT_RATIO} times longer than wide; "
-            "crop it to a less extreme shape."
-        )
-    ratio = min(math.sqrt(max_pixels / (width * height)), max_side / max(width, height), 1.0)
+    ratio = min(math.sqrt(max_pixels / (width * height)), 1.0)
+    if max_side is not None:
+        _check_limit("max_side", max_side, multiple)
+        ratio = min(ratio, max_side / max(width, height))
     return _floor_to(width * ratio, multiple), _floor_to(height * ratio, multiple)
 
 
@@ -106,7 +102,7 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def reference_pixels(
-    image: Image.Image, *, max_pixels: int = 1024 * 1024, max_side: int = 1024, multiple: int = 16
+    image: Image.Image, *, max_pixels: int = 1024 * 1024, max_side: int | None = 1024, multiple: int = 16
 ) -> torch.Tensor:
     """A reference picture made ready for the autoencoder: [1, 3, h, w] in -1..1, sized by `reference_size`.
 

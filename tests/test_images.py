@@ -48,10 +48,14 @@ def test_extreme_references_have_a_size(size, expected):
     assert reference_size(*size) == expected
 
 
-@pytest.mark.parametrize("size", [(1, 201), (8000, 20)])
-def test_a_strip_is_refused(size):
-    with pytest.raises(SizeError, match="more than 200 times longer than wide"):
-        reference_size(*size)
+@pytest.mark.parametrize("size, expected", [((1, 201), (16, 192)), ((8000, 20), (1024, 16)), ((3, 90000), (16, 1024))])
+def test_a_strip_gets_one_patch_and_not_none(size, expected):
+    assert reference_size(*size) == expected
+
+
+def test_without_a_side_limit_the_pixel_limit_holds_alone():
+    assert reference_size(4096, 1024, max_side=None) == (2048, 512)
+    assert reference_size(4096, 128, max_side=None) == (4096, 128)
 
 
 @pytest.mark.parametrize("call", [lambda: reference_size(0, 5), lambda: output_size(5, 0)])

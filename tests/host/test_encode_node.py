@@ -231,7 +231,8 @@ def test_limits_come_from_the_models_profile_unless_given(encode, picture):
 
 
 @pytest.mark.parametrize(
-    "size, latent", [((8, 8), (2, 2)), ((16, 160), (20, 2)), ((8000, 8000), (20, 20)), ((1000, 100), (2, 20))]
+    "size, latent",
+    [((8, 8), (2, 2)), ((16, 160), (20, 2)), ((8000, 8000), (20, 20)), ((1000, 100), (2, 20)), ((4020, 16), (2, 20))],
 )
 def test_references_of_extreme_sizes_are_read(encode, size, latent):
     graph = Graph()
@@ -240,10 +241,10 @@ def test_references_of_extreme_sizes_are_read(encode, size, latent):
     assert tuple(tensors["positive"]["reference.0.0"].shape[-2:]) == latent
 
 
-def test_an_absurdly_thin_picture_is_refused(refused):
+def test_an_absurdly_thin_picture_is_refused_where_the_encoder_looks_at_it(refused):
     graph = Graph()
     image = graph.add("EmptyImage", width=4020, height=16, batch_size=1, color=0)
-    assert "crop it" in refused(graph, [image[0]])
+    assert "too thin for the encoder" in refused(graph, [image[0]], encoder_sees_images=True)
 
 
 def test_transparency_lies_over_white(server, encode, picture):
