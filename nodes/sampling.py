@@ -206,7 +206,7 @@ class OmniGen2Sample(io.ComfyNode):
         out = out.to(
             device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
         )
-        notes = notes_on_guidance(model, positive, guidance) + notes_on_latent(samples)
+        notes = notes_on_guidance(model, positive, negative_ref, negative, guidance) + notes_on_latent(samples)
         kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
         return output_with_notes({**kept, "samples": out}, notes=notes)
 
@@ -231,7 +231,7 @@ class OmniGen2Guider(io.ComfyNode):
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, (guidance_start, guidance_end))
         guider = OmniGen2CFGGuider(model, positive, negative_ref, negative, guidance)
-        return output_with_notes(guider, notes=notes_on_guidance(model, positive, guidance))
+        return output_with_notes(guider, notes=notes_on_guidance(model, positive, negative_ref, negative, guidance))
 
 
 class OmniGen2Sigmas(io.ComfyNode):

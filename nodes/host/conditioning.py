@@ -22,6 +22,12 @@ def count_references(conditioning: Conditioning) -> int:
     return max((len(options.get(REFERENCES) or ()) for _, options in conditioning), default=0)
 
 
+def largest_reference_batch(conditioning: Conditioning) -> int:
+    """The size of the largest reference that is a batch of latents; 0 if each is a single one."""
+    sizes = [len(latent) for _, options in conditioning for latent in options.get(REFERENCES) or ()]
+    return max((size for size in sizes if size > 1), default=0)
+
+
 def with_references_of(conditioning: Conditioning, source: Conditioning) -> Conditioning:
     """The same texts, each with the references of the first entry in `source` that has some."""
     latents = next((options[REFERENCES] for _, options in source if options.get(REFERENCES)), [])

@@ -18,6 +18,7 @@ from .conditioning import (
     Conditioning,
     check_references,
     count_references,
+    largest_reference_batch,
     with_full_masks,
     with_references_of,
     without_references,
@@ -43,7 +44,13 @@ def is_native(model: ModelPatcher) -> bool:
     return not isinstance(model.model, OmniGen2Model)
 
 
-def notes_on_guidance(model: ModelPatcher, positive: Conditioning, guidance: Guidance) -> list[str]:
+def notes_on_guidance(
+    model: ModelPatcher,
+    positive: Conditioning,
+    negative_ref: Conditioning | None,
+    negative: Conditioning | None,
+    guidance: Guidance,
+) -> list[str]:
     """What to say about this MODEL, these references and these scales together."""
     notes = []
     references = count_references(positive)
@@ -52,11 +59,27 @@ def notes_on_guidance(model: ModelPatcher, positive: Conditioning, guidance: Gui
             f"This MODEL comes from ComfyUI's own loader, which refines {references} references jointly; the "
             "authors' model refines each alone. OmniGen2 Load Diffusion Model gives the exact result."
         )
+    if batch := largest_reference_batch(positive):
+        notes.append(
+            f"A reference is a batch of {batch} latents, one for each picture that is made, and not {batch} references. "
+            "For several references use OmniGen2 Encode, or a ReferenceLatent for each."
+        )
     if references and guidance.image > 1.0 >= guidance.text:
         notes.append(
             f"text_guidance {guidance.text:g} turns all guidance off, so image_guidance {guidance.image:g} does nothing; "
             "set text_guidance above 1."
         )
+    if references and guidance.image > 1.0 and guidance.text > 1.0:
+        if negative is not None and count_references(negative):
+            notes.append(
+                "negative carries references, so image_guidance has nothing to compare them with; connect a negative "
+                "prompt without references."
+            )
+        if negative_ref is not None and not count_references(negative_ref):
+            notes.append(
+                "negative_ref carries no references, so image_guidance does nothing; connect negative_ref of OmniGen2 "
+                "Encode, or leave it open."
+            )
     return notes
 
 
@@ -117,36 +140,63 @@ class OmniGen2CFGGuider(comfy.samplers.CFGGuider):
             # Samplers such as euler_cfg_pp read the negative prediction even where it does not count.
             evaluated = (*wanted, "uncond")
         estimates = self._estimates(evaluated, x, timestep, model_options)
-        if wanted == ("cond", "uncond"):
-            # The same formula by core's function, which other nodes (RescaleCFG, ...) hook into.
-            return comfy.samplers.cfg_function(
-                self.inner_model, estimates["cond"], estimates["uncond"], self.guidance.text, x, timestep,
-                model_options=model_options, cond=self.conds["positive"], uncond=self.conds["negative"],
-            )  # fmt: skip
-        guided = combine({branch: estimates[branch] for branch in wanted}, self.guidance)
+        guided = estimates["cond"]
+        if len(wanted) > 1:
+            estimates = self._pre_process(estimates, x, timestep, model_options)
+            guided = self._combine({branch: estimates[branch] for branch in wanted}, x, timestep, model_options)
         return self._post_process(guided, estimates, x, timestep, model_options)
 
-    def _estimates(self, evaluated: tuple[Branch, ...], x, timestep, model_options) -> dict[Branch, torch.Tensor]:
-        """The estimates of these branches, as other nodes (skip-layer guidance, FreSca, ...) have asked for them.
+    # What other nodes ask for is made for a prediction and its negative. Text guidance is between the first two
+    # branches, so those are what such nodes get to see; the third, if there is one, passes by them.
 
-        Core shows such nodes a prediction and its negative. Text guidance is between the first two branches, so those
-        are what they get to see; the third, if there is one, they pass on.
-        """
+    def _estimates(self, evaluated: tuple[Branch, ...], x, timestep, model_options) -> dict[Branch, torch.Tensor]:
+        """The estimates of these branches, by the function of another node (skip-layer guidance, ...) if there is one."""
         conds = [self.conds[SOURCES[branch]] for branch in evaluated]
-        shown = {"input": x, "sigma": timestep, "model": self.inner_model, "model_options": model_options}
         calculate = model_options.get("sampler_calc_cond_batch_function")
         if calculate is None:
             out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
         else:
             pair = conds[:2] if len(conds) > 1 else [conds[0], None]
-            out = list(calculate({**shown, "conds": pair}))[: len(conds)]
+            shown = {"conds": pair, "input": x, "sigma": timestep, "model": self.inner_model, "model_options": model_options}
+            out = list(calculate(shown))[: len(conds)]
             if len(conds) > 2:
                 out += comfy.samplers.calc_cond_batch(self.inner_model, conds[2:], x, timestep, model_options)
+        return dict(zip(evaluated, out))
+
+    def _pre_process(
+        self, estimates: dict[Branch, torch.Tensor], x, timestep, model_options
+    ) -> dict[Branch, torch.Tensor]:
+        """The same estimates with the first two as other nodes (FreSca, APG, ...) want them before they are combined."""
+        pair = list(estimates)[:2]
+        conds, out = [self.conds[SOURCES[branch]] for branch in pair], [estimates[branch] for branch in pair]
         for function in model_options.get("sampler_pre_cfg_function", []):
             out = function(
-                {**shown, "conds": conds, "conds_out": out, "cond_scale": self.guidance.text, "timestep": timestep}
+                {
+                    "conds": conds,
+                    "conds_out": out,
+                    "cond_scale": self.guidance.text,
+                    "timestep": timestep,
+                    "input": x,
+                    "sigma": timestep,
+                    "model": self.inner_model,
+                    "model_options": model_options,
+                }
             )
-        return dict(zip(evaluated, out))
+        return {**estimates, **dict(zip(pair, out))}
+
+    def _combine(self, estimates: dict[Branch, torch.Tensor], x, timestep, model_options) -> torch.Tensor:
+        """The guided estimate; a formula that another node brings (RescaleCFG, ...) takes the place of text guidance."""
+        if "sampler_cfg_function" not in model_options:
+            return combine(estimates, self.guidance)
+        cond, other = list(estimates)[:2]
+        guided = comfy.samplers.cfg_function(
+            self.inner_model, estimates[cond], estimates[other], self.guidance.text, x, timestep,
+            model_options={**model_options, "sampler_post_cfg_function": []},
+            cond=self.conds[SOURCES[cond]], uncond=self.conds[SOURCES[other]],
+        )  # fmt: skip
+        if "ref" in estimates:
+            guided = guided + (self.guidance.image - 1.0) * (estimates["ref"] - estimates["uncond"])
+        return guided
 
     def _post_process(self, guided, estimates, x, timestep, model_options):
         """What other nodes have asked to be done with the guided estimate."""

@@ -31,6 +31,31 @@ def test_a_node_that_scales_the_guidance_scales_ours_by_text(server, folder, pic
 
 
 @pytest.mark.parametrize("references", [0, 1])
+def test_a_node_that_knows_of_two_predictions_only_sees_those_of_the_text_guidance(server, folder, pictures, references):
+    scene = Scene(folder, pictures[:references])
+    # Half of the steps have no guidance, and so nothing for such a node to do.
+    halves = {"guidance_end": 0.25}
+    plain, twice = scene.sample(**halves), scene.sample(text_guidance=2 * TEXT_GUIDANCE, **halves)
+    scene.model = scene.add("TestDoubleGuidance", model=scene.model)[0]
+    doubled, twice, plain = compare(server, scene, scene.sample(**halves), twice, plain)
+    assert difference(doubled, twice) < 1e-3 * max(1.0, twice.abs().max().item())
+    assert difference(doubled, plain) > 1e-2
+
+
+@pytest.mark.parametrize("references", [0, 1])
+def test_a_formula_of_another_node_takes_the_place_of_text_guidance(server, folder, pictures, references):
+    scene = Scene(folder, pictures[:references])
+    plain, model = scene.sample(), scene.model
+    latents = []
+    for multiplier in (0.0, 1.0):
+        scene.model = scene.add("RescaleCFG", model=model, multiplier=multiplier)[0]
+        latents.append(scene.sample())
+    off, on, plain = compare(server, scene, *latents, plain)
+    assert difference(off, plain) < 1e-3 * max(1.0, plain.abs().max().item())
+    assert difference(on, plain) > 1e-2
+
+
+@pytest.mark.parametrize("references", [0, 1])
 def test_a_node_that_evaluates_for_itself_does_so_for_the_pair_of_the_text_guidance(server, folder, pictures, references):
     scene = Scene(folder, pictures[:references])
     plain = scene.sample()

@@ -1,6 +1,8 @@
 """Nodes for the tests only: they bring tensors and figures out of the server's process."""
+import gc
 import json
 import os
+import time
 
 import folder_paths
 import torch
@@ -198,6 +200,73 @@ class TestFadeAttention:
         return (model,)
 
 
+class TestDoubleGuidance:
+    """The same model with guidance twice as strong, by a function that knows of a prediction and its negative only."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "double"
+    CATEGORY = "testing"
+
+    def double(self, model):
+        model = model.clone()
+
+        def before_guidance(args):
+            cond, uncond = args["conds_out"]
+            return [uncond + 2 * (cond - uncond), uncond]
+
+        model.set_model_sampler_pre_cfg_function(before_guidance)
+        return (model,)
+
+
+class TestSlowModel:
+    """The same model with evaluations that take at least this many seconds."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "seconds": ("FLOAT", {"default": 0.5})}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "slow"
+    CATEGORY = "testing"
+
+    def slow(self, model, seconds):
+        model = model.clone()
+
+        def apply_model(executor, *args, **kwargs):
+            time.sleep(seconds)
+            return executor(*args, **kwargs)
+
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "testing slow", apply_model)
+        return (model,)
+
+
+class TestCountAlive:
+    """How many of the pack's models, by class name, are in this server's memory."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "count"
+    CATEGORY = "testing"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def count(self):
+        gc.collect()
+        names = ("HostTransformer", "OmniGen2Encoder", "_HostAutoencoder")
+        alive = [type(thing).__name__ for thing in gc.get_objects()]
+        return {"ui": {"record": [json.dumps({name: alive.count(name) for name in names})]}}
+
+
 class TestReadRecord:
     """Report a record once `after` is there."""
 
@@ -258,4 +327,4 @@ class TestScaleLatent:
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in (
     TestSaveTensors, TestLoadLatent, TestBatchConditionings, TestCompiledGraphs, TestGiveName, TestCountEvaluations,
-    TestRecordCache, TestFadeAttention, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES
+    TestRecordCache, TestFadeAttention, TestDoubleGuidance, TestSlowModel, TestCountAlive, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES
