@@ -31,3 +31,11 @@ class ReflectionError(OmniGen2Error):
 
 class JudgeError(OmniGen2Error):
     """The user's own judge cannot be asked: no key, refused, too slow, or its answer is malformed."""
+
+
+class GenerationError(OmniGen2Error):
+    """A setting of text generation that is out of its range."""
+
+
+class ConversationError(OmniGen2Error):
+    """A conversation that cannot be read or continued: malformed JSON, a picture that is gone, roles out of turn."""

@@ -73,6 +73,14 @@ class TokenBatch:
     mask: Tensor
     truncated: tuple[int, ...]
 
+    def padded_left(self) -> "TokenBatch":
+        """The same rows with their padding in front, as for writing."""
+        shifts = (self.ids.shape[1] - self.mask.sum(dim=1)).tolist()
+        ids, mask = (
+            torch.stack([row.roll(shift) for row, shift in zip(rows, shifts)]) for rows in (self.ids, self.mask)
+        )
+        return TokenBatch(ids, mask, self.truncated)
+
 
 class OmniGen2Tokenizer:
     """Qwen2.5's byte-level tokenizer, or any `tokenizer.json` that has Qwen's special tokens."""
@@ -93,6 +101,8 @@ class OmniGen2Tokenizer:
                 f"The tokenizer has no {', '.join(missing)}. Use the one in OmniGen2's processor folder, or Qwen2.5's."
             )
         self.special = SpecialIds(**ids)
+        self._hidden = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._hidden.update(number for number in ids.values() if number is not None)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "OmniGen2Tokenizer":
@@ -145,6 +155,10 @@ class OmniGen2Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens by their names in this tokenizer."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Text of `ids` for people to read: without special tokens, also those that only OmniGen2 holds for special."""
+        return self.decode([token for token in ids if token not in self._hidden])
 
     def tokenize(
         self,

@@ -1,0 +1,162 @@
+"""Qwen2.5-VL with all that is needed to talk with it: prompts with pictures in, written answers out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Collection, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import CheckpointError, PromptError, ReferenceImageError
+from .generation import GREEDY, Sampler, Sampling, TextStream, readable
+from .images import to_rgb
+from .mllm import VISION_MISSING, Qwen2_5_VL, encode_text, encode_with_images, generate_tokens
+from .prompts import OmniGen2Tokenizer
+from .vision import PixelConfig, preprocess, token_counts
+
+MAX_IMAGES = 5
+"""Pictures in one message: as many as the diffusion transformer takes."""
+
+OnText = Callable[[int, str], None]
+"""Gets the row of the batch and the text that it has gained. May raise to cancel."""
+
+OnStep = Callable[[int], None]
+"""Gets the number of tokens written so far, after every step. May raise to cancel."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written after one prompt.
+
+    Attributes:
+        text: Without special tokens, and never with half a character at the end.
+        tokens: All ids, with the stop token that ended the answer.
+        complete: Whether the model ended it itself; else it ran into the length limit.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts as the model takes them: ids and mask [B, L] padded on the left, pixels and grids of all images in order."""
+
+    ids: Tensor
+    mask: Tensor
+    pixel_values: Tensor | None
+    grid: Tensor | None
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model with its tokenizer and its `preprocessor_config.json`.
+
+    `device` is where it computes, which a host that moves weights at will has to say; without it, where the weights
+    are.
+    """
+
+    model: Qwen2_5_VL
+    tokenizer: OmniGen2Tokenizer
+    pixels: PixelConfig = PixelConfig()
+    device: torch.device | None = None
+
+    def prepare(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
+        """Whole templates and for each its pictures, of any mode and size, in the order of their placeholders.
+
+        Raises:
+            CheckpointError: There are pictures and the model cannot see.
+            PromptError: A text of the user holds an image placeholder.
+            SizeError: A picture is too thin.
+        """
+        device = self.device or next(self.model.parameters()).device
+        pictures = [to_rgb(picture) for own in images for picture in own]
+        values = grid = None
+        counts: list[list[int]] = [[] for _ in chats]
+        if pictures:
+            if not self.model.has_vision:
+                raise CheckpointError(VISION_MISSING)
+            values, grid = preprocess(pictures, self.pixels)
+            remaining = iter(token_counts(grid, self.pixels.merge_size))
+            counts = [[next(remaining) for _ in own] for own in images]
+            values = values.to(device)
+        tokens = self.tokenizer.tokenize(chats, image_tokens=counts).padded_left()
+        return PromptBatch(tokens.ids.to(device), tokens.mask.to(device), values, grid)
+
+    def write(
+        self,
+        chats: Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] = (),
+        suppress_ids: Collection[int] = (),
+        on_text: OnText | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Answer]:
+        """One answer after each template, all in one batch; each is what it would be alone.
+
+        `seeds`, one a row, are needed unless `sampling` is greedy. `suppress_ids` are never written. An exception of
+        a callback ends the run, frees what it held, and leaves the model as it was. Raises what `prepare` raises, and
+        PromptError when prompt and answer are longer than the model reads.
+        """
+        prompt = self.prepare(chats, images)
+        self._check_length(prompt, max_new_tokens)
+        stop = self.tokenizer.special.stop
+        streams = [TextStream(self.tokenizer) for _ in chats]
+
+        def on_token(written: list[list[int]]) -> None:
+            if on_text is not None:
+                for row, (stream, tokens) in enumerate(zip(streams, written)):
+                    piece = stream.update(tokens)
+                    if piece:
+                        on_text(row, piece)
+            if on_step is not None:
+                on_step(max(map(len, written)))
+
+        plain = sampling.greedy and sampling.repetition_penalty == 1
+        rows = generate_tokens(
+            self.model,
+            prompt.ids,
+            prompt.mask,
+            prompt.pixel_values,
+            prompt.grid,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop,
+            suppress_ids=suppress_ids,
+            on_token=on_token,
+            sample=None if plain else Sampler(sampling, seeds, prompt.mask),
+        )
+        return [Answer(readable(self.tokenizer, row), tuple(row), bool(row) and row[-1] in stop) for row in rows]
+
+    @torch.no_grad()
+    def encode(self, chat: str, images: Sequence[Image.Image] = ()) -> tuple[Tensor, Tensor]:
+        """One template as the diffusion transformer reads it in the chat pipeline: hidden [1, K, D] and mask [1, K].
+
+        The model looks at the images; their tokens are then dropped. Nothing is cut. Raises what `prepare` raises.
+        """
+        prompt = self.prepare([chat], [images])
+        if prompt.pixel_values is None:
+            return encode_text(self.model, prompt.ids, prompt.mask), prompt.mask
+        return encode_with_images(self.model, prompt.ids, prompt.mask, prompt.pixel_values, prompt.grid)
+
+    def _check_length(self, prompt: PromptBatch, max_new_tokens: int) -> None:
+        if max_new_tokens < 1:
+            raise PromptError(f"An answer of at most {max_new_tokens} tokens cannot be written; allow at least 1.")
+        limit = self.model.config.text["max_position_embeddings"]
+        length = prompt.ids.shape[1]
+        if length + max_new_tokens > limit:
+            raise PromptError(
+                f"The prompt with its images has {length} tokens, which with {max_new_tokens} for the answer is more "
+                f"than the {limit} that the model reads. Shorten it, or use fewer or smaller images."
+            )
+
+
+def check_image_count(count: int) -> None:
+    """Raises ReferenceImageError for more pictures than one message may have."""
+    if count > MAX_IMAGES:
+        raise ReferenceImageError(f"Got {count} images for one message; the model takes at most {MAX_IMAGES}. Remove some.")

@@ -1,0 +1,73 @@
+"""Questions about pictures, answered in words."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from PIL import Image
+
+from .assistant import Answer, Assistant, OnStep, OnText, check_image_count
+from .errors import PromptError
+from .generation import GREEDY, Sampling
+from .prompts import chat_prompt
+
+MAX_NEW_TOKENS = 256
+"""The reference's limit on an answer."""
+
+
+def ask(
+    assistant: Assistant,
+    questions: str | Sequence[str],
+    images: Sequence[Sequence[Image.Image]] | None = None,
+    *,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch: int = 4,
+    on_text: OnText | None = None,
+    on_step: OnStep | None = None,
+) -> list[Answer]:
+    """Each question put in the chat template with its own images, and what the model writes.
+
+    The token that announces a picture is never written: a question gets its answer in words.
+
+    Args:
+        questions: One question or several; in which order and company they are asked changes no answer.
+        images: For every question up to five pictures, of any mode and size; "image 1" in a question is its first.
+        sampling: How tokens are chosen; the likeliest each time without it.
+        seed: Of the first question; it counts up from there.
+        max_new_tokens: An answer that is longer is cut off there and not `complete`.
+        batch: Questions in one forward pass. Every one carries its own images, which memory has to hold.
+        on_text: See `OnText`; rows are numbers of questions.
+        on_step: See `OnStep`; it counts from 1 again with every batch.
+
+    Raises:
+        CheckpointError: There are images and the model cannot see.
+        PromptError: A question holds an image placeholder, or is too long with its images.
+        ReferenceImageError: A question has more than five images.
+        SizeError: A picture is too thin.
+    """
+    questions = [questions] if isinstance(questions, str) else list(questions)
+    shown = [list(own) for own in images] if images is not None else [[] for _ in questions]
+    if len(shown) != len(questions):
+        raise PromptError(
+            f"Got images for {len(shown)} questions and {len(questions)} questions; give one list, which may be empty, "
+            "a question."
+        )
+    for own in shown:
+        check_image_count(len(own))
+    img = assistant.tokenizer.special.img
+    answers: list[Answer] = []
+    for start in range(0, len(questions), batch):
+        some, pictures = questions[start : start + batch], shown[start : start + batch]
+        answers += assistant.write(
+            [chat_prompt(text, len(own)) for text, own in zip(some, pictures)],
+            pictures,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seeds=[seed + start + row for row in range(len(some))],
+            suppress_ids=() if img is None else (img,),
+            on_text=None if on_text is None else lambda row, piece, first=start: on_text(first + row, piece),
+            on_step=on_step,
+        )
+    return answers
