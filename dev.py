@@ -39,6 +39,8 @@ import environment  # noqa: E402
 PACK = "OmniGen2"
 FIRST_TEMPLATE = "Try-it-text-to-image"
 START_TIMEOUT = 300
+# Fails in a Python that cannot run ComfyUI; says whether one that can has anything but its processor to compute on.
+PROBE = "import torch, aiohttp, yaml, comfy_kitchen; print(getattr(torch, 'accelerator', torch.cuda).is_available())"
 MODULES = {"parity": "omnigen2_core.parity", "score": "omnigen2_core.nano.score", "train": "omnigen2_core.nano.train"}
 
 
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run_parser = commands.add_parser("run", help="start ComfyUI with this pack")
     run_parser.add_argument("--comfyui", metavar="PATH", type=Path, help="use this ComfyUI; nothing is installed or changed in it")
-    run_parser.add_argument("--port", type=int, default=8188, metavar="N", help="port to serve on (default 8188)")
+    run_parser.add_argument("--port", type=port_number, default=8188, metavar="N", help="port to serve on (default 8188)")
     run_parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     run_parser.add_argument("--cpu", action="store_true", help="leave the graphics card alone")
     commands.add_parser("test", help="run the tests; further arguments go to pytest", add_help=False)
@@ -69,10 +71,16 @@ def main(arguments: list[str]) -> int:
 
 # ---- run
 
+def port_number(text: str) -> int:
+    """What `--port` takes."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give a number from 1 to 65535")
+    return int(text)
+
+
 def run(options: argparse.Namespace) -> int:
     """Start a server, say where it is, open the browser there, and stop it when asked to."""
-    if not port_is_free(options.port):
-        raise environment.SetupError(f"Port {options.port} is in use. Stop what uses it, or choose another with --port N.")
+    check_port(options.port)
     if options.comfyui is None:
         environment.ensure_host()
         make_base_folder(environment.BASE)
@@ -99,7 +107,10 @@ def make_base_folder(base: Path) -> None:
 
 
 def existing_comfyui(comfyui: Path) -> list:
-    """The command that starts the ComfyUI in this folder with a Python that has what it needs."""
+    """The command that starts the ComfyUI in this folder with a Python that has what it needs.
+
+    Where that Python's torch knows no accelerator, ComfyUI is told so: it would stop for want of one.
+    """
     if not (comfyui / "main.py").is_file():
         raise environment.SetupError(f"{comfyui} is not a ComfyUI folder: it has no main.py. Give the folder that holds main.py.")
     folders = [comfyui / "venv", comfyui / ".venv", comfyui.parent / "venv", comfyui.parent / ".venv"]
@@ -107,9 +118,12 @@ def existing_comfyui(comfyui: Path) -> list:
     candidates = [environment.venv_python(folder) for folder in folders]
     candidates += [comfyui.parent / "python_embeded" / "python.exe", Path(sys.executable)]
     for python in candidates:
-        if python.is_file() and subprocess.run([python, "-c", "import torch, aiohttp, yaml, comfy_kitchen"], capture_output=True).returncode == 0:
+        if not python.is_file():
+            continue
+        probe = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
+        if probe.returncode == 0:
             print(f"Using {python}")
-            return [python, comfyui / "main.py"]
+            return [python, comfyui / "main.py", *([] if probe.stdout.split()[-1:] == ["True"] else ["--cpu"])]
     print(f"No Python with ComfyUI's requirements was found in or around {comfyui}; using the private one.")
     environment.ensure_host()
     return [environment.python(), environment.LAUNCHER, comfyui / "main.py", *([] if environment.has_gpu() else ["--cpu"])]
@@ -122,8 +136,10 @@ def pack_flags(temporary: Path, comfyui: Path | None) -> tuple[list, str]:
     holds a link to this one; where links cannot be made it is the folder above this one, with all
     others there switched off.
     """
-    if comfyui is not None and (comfyui / "custom_nodes").resolve() in ROOT.parents:
-        return [], ROOT.name
+    installed = [] if comfyui is None else [e for e in (comfyui / "custom_nodes").glob("*") if e.suffix != ".disabled"]
+    for entry in installed:
+        if entry.resolve() == ROOT:
+            return [], entry.name
     config = temporary / "extra_model_paths.yaml"
     packs = temporary / "packs"
     packs.mkdir()
@@ -131,8 +147,7 @@ def pack_flags(temporary: Path, comfyui: Path | None) -> tuple[list, str]:
     name = PACK
     if not link_folder(packs / name, ROOT):
         packs, name = ROOT.parent, ROOT.name
-        own = [entry.name for entry in (comfyui / "custom_nodes").iterdir()] if comfyui else []
-        flags += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", name, *own]
+        flags += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", name, *(entry.name for entry in installed)]
     # JSON is YAML, and quotes every path correctly.
     config.write_text(json.dumps({"omnigen2": {"custom_nodes": str(packs)}}, ensure_ascii=False), encoding="utf-8")
     return flags, name
@@ -188,8 +203,10 @@ def serve(command: list[str], url: str, open_browser: bool) -> int:
 
 
 def answers(url: str) -> bool:
+    # A proxy that the machine is configured for does not know this machine's own address.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url.partition("?")[0] + "system_stats", timeout=2):
+        with direct.open(url.partition("?")[0] + "system_stats", timeout=2):
             return True
     except (urllib.error.URLError, OSError):
         return False
@@ -207,33 +224,48 @@ def end(server: subprocess.Popen) -> None:
     server.wait()
 
 
-def port_is_free(port: int) -> bool:
+def check_port(port: int) -> None:
+    """Raises SetupError where a server could not listen on this port."""
     with socket.socket() as probe:
         if os.name != "nt":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise environment.SetupError(f"This user may not serve on port {port}. Choose another, above 1023, with --port N.") from None
         except OSError:
-            return False
-    return True
+            raise environment.SetupError(f"Port {port} is in use. Stop what uses it, or choose another with --port N.") from None
 
 
 # ---- the others
 
 def test(arguments: list[str]) -> int:
     environment.ensure_tests()
-    return subprocess.run([environment.python(), "-m", "pytest", *arguments], cwd=ROOT).returncode
+    return call([environment.python(), "-m", "pytest", *arguments], cwd=ROOT)
 
 
 def host_parity(arguments: list[str]) -> int:
     """The same comparison, through the MODEL that the loader node gives to ComfyUI."""
     environment.ensure_host()
-    script = ROOT / "tests" / "host" / "parity.py"
-    return subprocess.run([environment.python(), environment.LAUNCHER, script, *arguments]).returncode
+    return call([environment.python(), environment.LAUNCHER, ROOT / "tests" / "host" / "parity.py", *arguments])
 
 
 def call_module(module: str, arguments: list[str]) -> int:
-    return subprocess.run([environment.python(), environment.LAUNCHER, "-m", module, *arguments]).returncode
+    return call([environment.python(), environment.LAUNCHER, "-m", module, *arguments])
+
+
+def call(command: list, **options) -> int:
+    """Run a command to its end and give its status.
+
+    Ctrl-C reaches the command as well, and it is waited for: tests have servers to stop, training has a step to end.
+    """
+    process = subprocess.Popen([str(part) for part in command], **options)
+    while True:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            continue
+        return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ class SetupError(Exception):
 
 def ensure_host() -> None:
     """Make the environment that runs ComfyUI and this pack, or find that it is there."""
-    HOST.mkdir(exist_ok=True)
+    try:
+        HOST.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{HOST} cannot be made ({error}). Move this repository to where you may write.") from error
     _step("virtual environment", "venv", "made", _make_venv, present=_venv_works)
     torch_key = " ".join([TORCH, *TORCH_COMPANIONS, "cuda" if has_cuda_card() else "cpu"])
     _step(f"{TORCH} (about 200 MB, several GB where only the CUDA build is offered)", "torch", torch_key, _install_torch)
@@ -97,8 +100,12 @@ def _step(title: str, name: str, key: str, action, present=lambda: True) -> None
     if stamps.get(name) == key and present():
         return
     print(f"-- setting up {title} ...", flush=True)
-    action()
-    _write_stamp(name, key)
+    try:
+        action()
+        _write_stamp(name, key)
+    except OSError as error:
+        raise SetupError(f"Setting up {title} failed: {error}.\nMake sure that the disk has room and that {HOST} can be "
+                         "written, then run the same command again: it resumes here.") from error
 
 
 def _read_stamps() -> dict[str, str]:
