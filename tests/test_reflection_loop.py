@@ -1,0 +1,355 @@
+"""The reflection loop: draws, looks, corrects; ends when that does not help; never returns what it judged worse."""
+
+import random
+
+import pytest
+from reflection_fakes import (
+    FAULT,
+    MISPLACED,
+    RIGHT,
+    QualityVerifier,
+    ScriptedDrawer,
+    ScriptedReflector,
+    picture,
+    quality_of,
+)
+
+from omnigen2_core.errors import PromptError, ReflectionError
+from omnigen2_core.reflection.bench import UNJUDGED, Stage
+from omnigen2_core.reflection.loop import reflect
+from omnigen2_core.reflection.opinion import Reflection, Verdict
+from omnigen2_core.reflection.record import Record, Stop
+from omnigen2_core.reflection.redraw import Origin, Redraw
+from omnigen2_core.reflection.task import Task
+
+TASK = Task("a red circle")
+
+
+def run(qualities, *reflections, verifier=None, task=TASK, **options):
+    """A finished run over scripted pictures, and the drawer that made them."""
+    drawer = ScriptedDrawer(*qualities)
+    record = reflect(task, drawer, ScriptedReflector(*reflections), verifier or QualityVerifier(), **options)
+    return record, drawer
+
+
+def qualities(record):
+    return [quality_of(entry.picture) for entry in record.rounds]
+
+
+def test_a_right_picture_is_drawn_once():
+    record, drawer = run([90], RIGHT, rounds=5)
+    assert record.stop is Stop.SATISFIED and len(drawer.calls) == 1
+    assert record.best.reflection.verdict is Verdict.SATISFIED
+
+
+def test_a_wrong_picture_is_corrected_until_it_is_right():
+    record, _ = run([40, 60, 90], FAULT, FAULT, RIGHT, rounds=5)
+    assert qualities(record) == [40, 60, 90]
+    assert record.stop is Stop.SATISFIED and record.best_index == 2
+
+
+def test_rounds_are_the_corrections_at_most():
+    record, _ = run([40, 60, 80, 90], FAULT, rounds=2)
+    assert qualities(record) == [40, 60, 80] and record.stop is Stop.OUT_OF_ROUNDS
+
+
+def test_no_rounds_draw_and_judge_one_picture():
+    record, _ = run([40], FAULT, rounds=0)
+    assert record.stop is Stop.OUT_OF_ROUNDS
+    assert record.best.score.value == 0.4 and record.best.reflection is FAULT
+
+
+@pytest.mark.parametrize("rounds", [-1, 6])
+def test_other_numbers_of_rounds_are_refused_before_anything_is_drawn(rounds):
+    drawer = ScriptedDrawer()
+    with pytest.raises(ReflectionError, match=f"rounds is {rounds}, .*0 to 5"):
+        reflect(TASK, drawer, ScriptedReflector(FAULT), QualityVerifier(), rounds=rounds)
+    assert drawer.calls == []
+
+
+def test_an_empty_instruction_is_refused():
+    with pytest.raises(PromptError, match="instruction is empty"):
+        Task(" \n")
+
+
+# A wrong reflection that was followed
+
+
+def test_a_round_that_makes_it_worse_is_set_aside_and_ends_the_run():
+    record, drawer = run([60, 30, 90], FAULT, rounds=5)
+    assert record.stop is Stop.NO_HELP and len(drawer.calls) == 2
+    assert quality_of(record.best.picture) == 60
+    assert [entry.helped for entry in record.rounds] == [None, False]
+
+
+def test_a_round_that_changes_nothing_does_not_help():
+    record, _ = run([60, 60], FAULT, rounds=5)
+    assert record.stop is Stop.NO_HELP and record.best_index == 0
+
+
+def test_whatever_happens_the_result_is_never_clearly_worse_than_an_earlier_round():
+    rng = random.Random(4)
+    ends = set()
+    for _ in range(400):
+        drawn = [rng.randrange(101) for _ in range(6)]
+        said = [rng.choice([FAULT, MISPLACED, RIGHT, Reflection.no_opinion("?")]) for _ in range(6)]
+        said[0] = FAULT
+        verifier = QualityVerifier(preference=rng.choice([None, 0, 1]))
+        record, _ = run(drawn, *said, verifier=verifier, rounds=5)
+        assert quality_of(record.best.picture) >= max(qualities(record)) - 5
+        ends.add(record.stop)
+    assert {Stop.SATISFIED, Stop.NO_HELP, Stop.NO_OPINION} <= ends
+
+
+# Over-reflection
+
+
+def test_a_fault_that_the_verifier_is_sure_is_none_is_not_followed():
+    record, drawer = run([98], FAULT, rounds=5)
+    assert record.stop is Stop.OVERRULED and len(drawer.calls) == 1
+    assert record.best.reflection.verdict is Verdict.UNSATISFIED, "what the model said is kept as it is"
+
+
+def test_overruling_can_be_switched_off():
+    record, _ = run([98, 99], FAULT, RIGHT, rounds=1, overrule=1.1)
+    assert len(record.rounds) == 2
+
+
+def test_a_requirement_without_an_answer_overrules_nothing():
+    record, drawer = run([98, 97], FAULT, verifier=QualityVerifier(blind=[98]), rounds=1)
+    assert len(drawer.calls) == 2
+
+
+def test_no_opinion_is_shown_and_ends_the_run_rather_than_guessing():
+    unsure = Reflection.no_opinion("The answer could not be used.", ["It is nice."])
+    record, drawer = run([40], unsure, rounds=5)
+    assert record.stop is Stop.NO_OPINION and len(drawer.calls) == 1
+    assert record.best.reflection.answers == ("It is nice.",)
+
+
+# What takes the lead when scores are close
+
+
+def test_close_pictures_are_compared_side_by_side():
+    liked = QualityVerifier(preference=1)
+    record, _ = run([60, 57], FAULT, RIGHT, verifier=liked, rounds=1)
+    assert liked.compared == [(60, 57)] and record.best_index == 1
+
+
+def test_the_side_by_side_judgement_can_keep_the_earlier_one():
+    record, _ = run([60, 63], FAULT, RIGHT, verifier=QualityVerifier(preference=0), rounds=1)
+    assert record.best_index == 0 and record.stop is Stop.NO_HELP
+
+
+def test_clear_differences_need_no_comparison():
+    verifier = QualityVerifier(preference=0)
+    record, _ = run([60, 70], FAULT, RIGHT, verifier=verifier, rounds=1)
+    assert verifier.compared == [] and record.best_index == 1
+
+
+def test_close_and_undecided_the_verdict_decides():
+    record, _ = run([60, 58], FAULT, RIGHT, rounds=1)
+    assert record.best_index == 1 and record.stop is Stop.SATISFIED
+
+
+def test_a_row_of_close_comparisons_does_not_lead_downhill():
+    record, _ = run([60, 57, 54], FAULT, verifier=QualityVerifier(preference=1), rounds=5)
+    assert record.best_index == 1 and record.stop is Stop.NO_HELP
+
+
+def test_a_picture_that_could_not_be_scored_never_takes_the_lead():
+    verifier = QualityVerifier(preference=1, blind=[90])
+    record, _ = run([60, 90], FAULT, RIGHT, verifier=verifier, rounds=1)
+    assert record.best_index == 0
+
+
+def test_the_requirements_are_found_once_for_all_rounds():
+    verifier = QualityVerifier()
+    run([40, 60, 80], FAULT, verifier=verifier, rounds=2)
+    assert verifier.tasks == [TASK]
+
+
+# How corrections are carried out
+
+
+def test_by_itself_it_edits_attributes_and_draws_layouts_again():
+    record, drawer = run([20, 40, 60], FAULT, MISPLACED, RIGHT, rounds=2)
+    assert [entry.origin for entry in record.rounds] == [Origin.DRAWN, Origin.EDITED, Origin.AGAIN]
+    _, edit, again = drawer.calls
+    assert edit[0] == "Make the circle red" and [quality_of(image) for image in edit[1]] == [20]
+    assert again[0].startswith("a red circle") and "Move the circle to the right" in again[0] and again[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("redraw", "said", "origin"), [(Redraw.EDIT, MISPLACED, Origin.EDITED), (Redraw.AGAIN, FAULT, Origin.AGAIN)]
+)
+def test_the_user_may_decide(redraw, said, origin):
+    record, _ = run([20, 40], said, RIGHT, rounds=1, redraw=redraw)
+    assert record.rounds[1].origin is origin
+
+
+@pytest.mark.parametrize(
+    ("words", "origin"),
+    [
+        ("Make the circle red", Origin.EDITED),
+        ("Move the circle to the left", Origin.AGAIN),
+        ("There should be exactly three circles", Origin.AGAIN),
+        ("Give the dog a blue collar", Origin.EDITED),
+    ],
+)
+def test_without_a_named_scope_the_words_of_the_correction_decide(words, origin):
+    record, _ = run([20, 40], Reflection.wrong("it is wrong", words), RIGHT, rounds=1)
+    assert record.rounds[1].origin is origin
+
+
+def test_a_correction_that_speaks_of_a_reference_is_drawn_again_with_the_references():
+    task = Task("the dog of image 1 on a beach", (picture(1), picture(2)))
+    said = Reflection.wrong("another dog", "Use the dog of image 1")
+    _, drawer = run([20, 40], said, RIGHT, task=task, rounds=1)
+    assert drawer.calls[1][1] == task.references
+    plain, drawer = run([20, 40], FAULT, RIGHT, task=task, rounds=1)
+    assert plain.rounds[1].origin is Origin.EDITED and len(drawer.calls[1][1]) == 1
+
+
+def test_a_reflector_may_word_the_whole_prompt():
+    said = Reflection.wrong("too few", "Add one", MISPLACED.scope, prompt="two red circles")
+    _, drawer = run([20, 40], said, RIGHT, rounds=1)
+    assert drawer.calls[1][0] == "two red circles"
+
+
+def test_every_round_has_a_seed_of_its_own_that_a_host_can_take():
+    _, drawer = run([20, 40, 60], MISPLACED, rounds=2, seed=2**64 - 2)
+    assert [seed for _, _, seed in drawer.calls] == [2**64 - 2, 2**64 - 1, 0]
+
+
+def test_an_editor_of_its_own_makes_the_edits():
+    editor = ScriptedDrawer(80)
+    record, drawer = run([20], FAULT, RIGHT, rounds=1, editor=editor)
+    assert len(drawer.calls) == 1 and len(editor.calls) == 1 and qualities(record) == [20, 80]
+
+
+def test_the_reflector_sees_what_came_before():
+    reflector = ScriptedReflector(FAULT, MISPLACED, RIGHT)
+    reflect(TASK, ScriptedDrawer(20, 40, 60), reflector, QualityVerifier(), rounds=2)
+    seen = [[(quality_of(image), said) for image, said in earlier] for earlier in reflector.earlier]
+    assert seen == [[], [(20, FAULT)], [(20, FAULT), (40, MISPLACED)]]
+
+
+# Callbacks and cancelling
+
+
+def test_callbacks_tell_of_every_stage_and_round_as_they_come():
+    told = []
+    run(
+        [40, 60], FAULT, rounds=1,
+        on_stage=lambda stage, index: told.append((stage, index)),
+        on_round=lambda entry, record: told.append((entry.index, record.best_index)),
+    )  # fmt: skip
+    first = [(Stage.DRAW, 0), (Stage.REFLECT, 0), (Stage.VERIFY, 0), (0, 0)]
+    assert told[:4] == first and told[4:7] == [(Stage.DRAW, 1), (Stage.REFLECT, 1), (Stage.VERIFY, 1)]
+    assert told[-1] == (1, 1)
+
+
+class Cancelled(Exception):
+    """What a host raises when the user cancels."""
+
+
+def test_cancel_while_drawing_round_two_keeps_the_first_two():
+    record = Record(TASK)
+    with pytest.raises(Cancelled):
+        run([40, 60, Cancelled()], FAULT, task=record, rounds=5)
+    assert qualities(record) == [40, 60] and record.best_index == 1
+    assert record.stop is Stop.INTERRUPTED
+
+
+def test_cancel_between_rounds_by_the_callback_keeps_the_round_it_was_told_of():
+    record = Record(TASK)
+
+    def cancel(entry, record):
+        if entry.index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([40, 60, 80], FAULT, task=record, rounds=5, on_round=cancel)
+    assert qualities(record) == [40, 60] and record.best_index == 1
+
+
+def test_a_picture_that_is_drawn_but_not_judged_when_cancelled_is_kept_and_is_not_the_best():
+    record = Record(TASK)
+    with pytest.raises(Cancelled):
+        run([40, 99], FAULT, Cancelled(), task=record, rounds=5)
+    assert qualities(record) == [40, 99] and record.best_index == 0
+    left = record.rounds[1]
+    assert left.reflection.verdict is Verdict.NO_OPINION and left.reflection.note == UNJUDGED
+    assert left.score.value is None
+
+
+def test_cancel_before_anything_is_drawn_leaves_an_empty_record_that_says_so():
+    record = Record(TASK)
+    with pytest.raises(Cancelled):
+        run([Cancelled()], FAULT, task=record)
+    assert record.rounds == [] and record.stop is Stop.INTERRUPTED
+    with pytest.raises(ReflectionError, match="No picture was finished"):
+        record.best
+
+
+def test_a_cancelled_run_can_be_gone_on_with():
+    record = Record(TASK)
+    with pytest.raises(Cancelled):
+        run([40, Cancelled()], FAULT, task=record, rounds=5)
+    run([80], RIGHT, task=record, rounds=1)
+    assert qualities(record) == [40, 80] and record.stop is Stop.SATISFIED
+
+
+def test_a_first_picture_left_unjudged_is_judged_when_going_on():
+    record = Record(TASK)
+    with pytest.raises(Cancelled):
+        run([40], Cancelled(), task=record)
+    run([80], FAULT, RIGHT, task=record, rounds=1)
+    assert record.rounds[0].score.value == 0.4 and record.best_index == 1
+
+
+# Going on by hand
+
+
+def test_going_on_from_a_round_that_was_picked_by_hand():
+    record, _ = run([40, 60, 30], FAULT, rounds=5)
+    assert record.best_index == 1
+    record.pick(2)
+    run([50], FAULT, task=record, rounds=1)
+    assert record.rounds[3].parent == 2
+    assert record.best_index == 3, "better than the picked one, whatever a judge thought of the ones not picked"
+
+
+def test_going_on_draws_with_seeds_that_were_not_used():
+    record, first = run([40, 30], MISPLACED, rounds=1, seed=7)
+    _, second = run([50], MISPLACED, task=record, rounds=1, seed=7)
+    assert [seed for _, _, seed in first.calls + second.calls] == [7, 8, 9]
+
+
+def test_the_picked_round_stays_the_result_when_going_on_does_not_help():
+    record, _ = run([40, 60], FAULT, rounds=1)
+    record.pick(0)
+    run([20], FAULT, task=record, rounds=3)
+    assert record.best_index == 0 and record.stop is Stop.NO_HELP
+
+
+def test_the_users_own_correction_is_followed_without_asking():
+    record, _ = run([40], RIGHT, rounds=2)
+    _, drawer = run([60], RIGHT, task=record, rounds=2, correction=" Make the circle darker ")
+    assert drawer.calls[0][0] == "Make the circle darker" and record.best_index == 1
+
+
+def test_going_on_from_a_picture_that_is_no_round():
+    record = Record(TASK)
+    record.give(picture(50))
+    _, drawer = run([80], FAULT, RIGHT, task=record, rounds=1)
+    assert [entry.origin for entry in record.rounds] == [Origin.GIVEN, Origin.EDITED]
+    assert record.rounds[0].score.value == 0.5 and quality_of(drawer.calls[0][1][0]) == 50
+
+
+def test_a_round_that_does_not_exist_cannot_be_picked():
+    record, _ = run([40], RIGHT)
+    for index in (1, -1):
+        with pytest.raises(ReflectionError, match=f"Round {index} was picked, but there are 1"):
+            record.pick(index)
