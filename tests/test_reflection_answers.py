@@ -1,0 +1,248 @@
+"""Asking a model and reading its answers strictly: the prompted and the trained reflector, and the verifier."""
+
+import math
+
+import pytest
+from reflection_fakes import picture
+
+from omnigen2_core.reflection.answers import read_yes_no
+from omnigen2_core.reflection.looker import Looker
+from omnigen2_core.reflection.opinion import Reflection, Scope, Verdict
+from omnigen2_core.reflection.prompted import LABELS, PromptedReflector
+from omnigen2_core.reflection.requirements import MOST, AskedRequirements
+from omnigen2_core.reflection.task import Task
+from omnigen2_core.reflection.trained import TrainedReflector, Written, sequence
+from omnigen2_core.reflection.verifier import QuestionVerifier
+from omnigen2_core.yes_no import YesNo
+
+TASK = Task("a red circle left of a blue square")
+RIGHT = "VERDICT: RIGHT\nPROBLEM: NONE\nKIND: NONE\nFIX: NONE"
+WRONG = "VERDICT: WRONG\nPROBLEM: the circle is blue\nKIND: ATTRIBUTE\nFIX: Make the circle red"
+
+
+class ScriptedAnswers:
+    """Gives the answers in turn and keeps the questions with their pictures."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = []
+
+    def __call__(self, questions, images):
+        self.asked += list(zip(questions, images, strict=True))
+        return [self.answers.pop(0) for _ in questions]
+
+
+def said(*answers, task=TASK):
+    """What a prompted reflector makes of the answers, and how many questions that took."""
+    ask = ScriptedAnswers(*answers)
+    return PromptedReflector(ask)(task, picture(5)), len(ask.asked)
+
+
+# The prompted reflector
+
+
+def test_a_right_picture_is_satisfied_at_the_first_question():
+    reflection, questions = said(RIGHT)
+    assert (reflection.verdict, questions) == (Verdict.SATISFIED, 1)
+    assert reflection.correction == ""
+
+
+def test_a_wrong_picture_comes_with_its_problem_scope_and_correction():
+    reflection, _ = said(WRONG)
+    assert reflection == Reflection.wrong("the circle is blue", "Make the circle red", Scope.ATTRIBUTE, answers=[WRONG])
+    layout, _ = said(WRONG.replace("ATTRIBUTE", "layout"))
+    assert layout.scope is Scope.LAYOUT
+
+
+def test_harmless_freedom_of_writing_is_accepted():
+    reflection, questions = said("\n verdict : wrong.\n\nProblem: x\nKind: Attribute.\nFix: Make it red<|im_end|>\n")
+    assert (reflection.correction, questions) == ("Make it red", 1)
+
+
+UNUSABLE = {
+    "empty": "",
+    "blank": " \n ",
+    "prose": "The picture shows a red circle, as it should.",
+    "a guess at json": '{"verdict": "right"}',
+    "another language": "判定：正确\n问题：无\n类型：无\n修改：无",
+    "another language in the form": "VERDICT: WRONG\nPROBLEM: 圆是蓝色的\nKIND: ATTRIBUTE\nFIX: 把圆变成红色",
+    "a line missing": "VERDICT: WRONG\nPROBLEM: x\nFIX: y",
+    "a line more": WRONG + "\nVERDICT: RIGHT",
+    "lines in another order": "PROBLEM: NONE\nVERDICT: RIGHT\nKIND: NONE\nFIX: NONE",
+    "both words": WRONG.replace("WRONG", "RIGHT or WRONG"),
+    "the form itself": "\n".join(f"{label}: ..." for label in LABELS),
+    "right with a fault": WRONG.replace("WRONG", "RIGHT"),
+    "wrong without a fault": RIGHT.replace("RIGHT", "WRONG"),
+    "wrong without a correction": WRONG.replace("Make the circle red", "none."),
+    "an empty correction": WRONG.replace("Make the circle red", ""),
+    "an unknown kind": WRONG.replace("ATTRIBUTE", "MOOD"),
+    "an essay": WRONG + " and" * 200,
+}
+
+
+@pytest.mark.parametrize("answer", UNUSABLE.values(), ids=UNUSABLE)
+def test_what_is_not_of_the_form_is_asked_once_more_and_then_no_opinion(answer):
+    reflection, questions = said(answer, answer)
+    assert (reflection.verdict, questions) == (Verdict.NO_OPINION, 2)
+    assert reflection.correction == "" and reflection.note.count(".") == 1
+    assert len(reflection.answers) == 2 and reflection.answers[0] == answer.strip()
+
+
+@pytest.mark.parametrize("answer", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_second_answer_of_the_form_counts_and_the_first_is_still_shown(answer):
+    reflection, questions = said(answer, WRONG)
+    assert (reflection.verdict, questions) == (Verdict.UNSATISFIED, 2)
+    assert reflection.answers == (answer.strip(), WRONG)
+
+
+def test_the_second_question_differs_since_a_greedy_model_would_repeat_itself():
+    ask = ScriptedAnswers("", RIGHT)
+    PromptedReflector(ask)(TASK, picture(5))
+    (first, _), (second, _) = ask.asked
+    assert second.startswith(first) and "it was empty" in second
+
+
+def test_lettering_in_another_script_may_be_quoted():
+    reflection, _ = said(WRONG.replace("Make the circle red", "Write “你好世界欢迎光临你好世界” on it"))
+    assert reflection.verdict is Verdict.UNSATISFIED
+
+
+def test_token_names_in_a_correction_cannot_act_as_tokens_later():
+    reflection, _ = said(WRONG + "<|vision_start|><|image_pad|>")
+    assert reflection.correction == "Make the circle red"
+
+
+def test_the_question_holds_the_instruction_as_it_is_and_numbers_the_pictures():
+    task = Task("the {dog} of image 1, 100% as it is", (picture(1), picture(2)))
+    ask = ScriptedAnswers(RIGHT)
+    PromptedReflector(ask)(task, picture(5))
+    [(question, images)] = ask.asked
+    assert "\nthe {dog} of image 1, 100% as it is\n" in question and "Images 1 to 2 are references" in question
+    assert [image.getpixel((0, 0))[0] for image in images] == [1, 2, 5]
+
+
+# The trained reflector
+
+
+def trained(text, **end):
+    return TrainedReflector(lambda chat, images: Written(text, **end))(TASK, picture(5))
+
+
+def test_ending_the_turn_is_satisfied_and_announcing_a_picture_is_not():
+    assert trained("It is right.", ends_turn=True).verdict is Verdict.SATISFIED
+    reflection = trained("The circle is blue.\nMake the circle red.", announces_picture=True)
+    assert (reflection.verdict, reflection.problem) == (Verdict.UNSATISFIED, "The circle is blue.")
+    assert reflection.correction == "Make the circle red."
+
+
+@pytest.mark.parametrize("end", [{"ends_turn": True}, {"announces_picture": True}, {}])
+def test_no_words_are_no_opinion_however_they_end(end):
+    assert trained(" \n", **end).verdict is Verdict.NO_OPINION
+
+
+def test_words_without_an_end_are_no_opinion_and_are_shown():
+    reflection = trained("The circle is blue and")
+    assert reflection.verdict is Verdict.NO_OPINION and reflection.answers == ("The circle is blue and",)
+
+
+def test_the_sequence_interleaves_instruction_pictures_and_reflections():
+    task = Task("the dog of image 1", (picture(1),))
+    earlier = [(picture(2), Reflection.wrong("no dog", "Add the dog"))]
+    chat, images = sequence(task, picture(3), earlier)
+    vision = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert chat.endswith(
+        f"<img1>: {vision}the dog of image 1<|im_end|>\n<|im_start|>assistant\n"
+        f"<|img|>{vision}no dog\nAdd the dog<|img|>{vision}"
+    )
+    assert [image.getpixel((0, 0))[0] for image in images] == [1, 2, 3]
+
+
+# Requirements
+
+
+def test_the_model_lists_the_requirements_from_the_instruction_alone():
+    ask = ScriptedAnswers("1. Is the circle red?\n- Is the circle left of the square?\nIs the circle red?\nThat is all.")
+    assert AskedRequirements(ask)(TASK) == ["Is the circle red?", "Is the circle left of the square?"]
+    assert ask.asked[0][1] == []
+
+
+def test_requirements_that_the_instruction_does_not_name_are_dropped():
+    ask = ScriptedAnswers("Is there a red circle?\nIs the lighting dramatic?\nAre there mountains in the background?")
+    assert AskedRequirements(ask)(TASK) == ["Is there a red circle?"]
+
+
+def test_requirements_of_an_instruction_in_another_script_are_trusted():
+    assert AskedRequirements(ScriptedAnswers("Is there a red circle?"))(Task("红色圆形")) == ["Is there a red circle?"]
+
+
+def test_there_are_only_so_many_requirements():
+    ask = ScriptedAnswers("\n".join(f"Is circle number {i} red?" for i in range(30)))
+    assert len(AskedRequirements(ask)(TASK)) == MOST
+
+
+def test_without_a_usable_list_the_whole_instruction_is_one_question_and_the_score_says_so():
+    ask = ScriptedAnswers("I cannot do that.", "Yes.")
+    score = QuestionVerifier(Looker(ask)).examiner(TASK).score(picture(5))
+    assert TASK.instruction in score.checks[0].question
+    assert score.value == 1.0 and "requirements could not be listed" in score.note
+
+
+# The verifier
+
+
+def examiner(ask, yes_no=None, task=TASK, **options):
+    questions = ["Is there a circle?", "Is it red?"]
+    return QuestionVerifier(Looker(ask, yes_no), lambda task: questions, **options).examiner(task)
+
+
+@pytest.mark.parametrize(
+    ("answer", "meaning"),
+    [("yes", True), ("Yes, there is.", True), (" NO.", False), ("No", False), ("no<|im_end|>", False)]
+    + [(text, None) for text in ("", "Yes there may be", "not really", "yesterday", "maybe", "是", "No doubt about it")],
+)
+def test_only_a_plain_yes_or_no_is_one(answer, meaning):
+    assert read_yes_no(answer) is meaning
+
+
+def test_words_score_a_picture_by_the_share_of_requirements_met():
+    score = examiner(ScriptedAnswers("Yes.", "no")).score(picture(5))
+    assert score.value == 0.5 and score.least == 0.0 and score.note == ""
+    assert [check.answer for check in score.checks] == ["Yes.", "no"]
+
+
+def test_an_answer_that_is_neither_counts_for_nothing_and_is_told():
+    score = examiner(ScriptedAnswers("yes", "perhaps")).score(picture(5))
+    assert score.value == 1.0 and score.least == 0.0, "nothing vouches for the second"
+    assert score.note == "1 of 2 questions got neither yes nor no."
+
+
+def test_without_any_answer_there_is_no_score():
+    assert examiner(ScriptedAnswers("", "hm")).score(picture(5)).value is None
+
+
+def test_likelihoods_are_taken_where_the_model_gives_them():
+    chances = [YesNo(math.log(0.72), math.log(0.18)), YesNo(math.log(0.2), math.log(0.2))]
+    score = examiner(ScriptedAnswers(), lambda questions, images: chances).score(picture(5))
+    assert [check.probability for check in score.checks] == [pytest.approx(0.8), None]
+    assert score.value == pytest.approx(0.8) and score.note.startswith("1 of 2"), "0.4 in all is no yes-or-no answer"
+
+
+def test_references_come_first_and_the_question_numbers_them():
+    ask = ScriptedAnswers("yes", "yes")
+    examiner(ask, task=Task("as image 1", (picture(1),))).score(picture(5))
+    question, images = ask.asked[0]
+    assert question.startswith("Image 1 is a reference") and "Image 2 is the picture in question" in question
+    assert [image.getpixel((0, 0))[0] for image in images] == [1, 5]
+
+
+def test_a_preference_counts_only_if_it_outlasts_swapping_the_pictures():
+    for answers, expected in {("A", "B"): 0, ("B.", "a"): 1, ("A", "A"): None, ("S", "S"): None, ("A", "?"): None}.items():
+        ask = ScriptedAnswers(*answers)
+        assert examiner(ask).prefer(picture(1), picture(2)) == expected
+        shown = [[image.getpixel((0, 0))[0] for image in images] for _, images in ask.asked]
+        assert shown == [[1, 2], [2, 1]]
+
+
+def test_a_model_that_cannot_compare_is_not_asked_to():
+    ask = ScriptedAnswers()
+    assert examiner(ask, pairwise=False).prefer(picture(1), picture(2)) is None and ask.asked == []

@@ -1,0 +1,330 @@
+"""The user's own judge over HTTP, against a real server on loopback: what is sent, what fails how, and where the key is not."""
+
+import base64
+import io
+import json
+import logging
+import pickle
+import socket
+import threading
+import time
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+from reflection_fakes import ScriptedDrawer, picture
+
+from omnigen2_core.errors import JudgeError
+from omnigen2_core.reflection.endpoint import (
+    KEY_VARIABLE,
+    MAX_BYTES,
+    MODEL_VARIABLE,
+    URL_VARIABLE,
+    Endpoint,
+)
+from omnigen2_core.reflection.loop import reflect
+from omnigen2_core.reflection.prompted import PromptedReflector
+from omnigen2_core.reflection.task import Task
+from omnigen2_core.reflection.transcript import to_json, to_text
+from omnigen2_core.reflection.verifier import QuestionVerifier
+
+KEY = "sk-a-very-secret-key-0123456789"
+
+
+def answer(text):
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every request by `reply`: (status, headers, body), or a function of the handler. Keeps the requests."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        self.reply = (200, {}, answer("yes"))
+        self.requests = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is part of some tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, dict(self.headers), json.loads(body)))
+        if callable(self.server.reply):
+            return self.server.reply(self)
+        status, headers, body = self.server.reply
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.server.requests.append((self.path, dict(self.headers), None))
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+def ask(server, question="Is it red?", images=(), timeout=10.0):
+    return Endpoint(server.url, "eyes", timeout).ask([question], [list(images)])[0]
+
+
+def failure(server, **options):
+    """The message of the error that asking ends in; nothing of it or of its trace may hold the key."""
+    with pytest.raises(JudgeError) as caught:
+        ask(server, **options)
+    trace = "".join(traceback.format_exception(caught.type, caught.value, caught.tb))
+    assert KEY not in trace and KEY not in repr(caught.value)
+    message = str(caught.value)
+    assert message.endswith((".", "?")) and "\n" not in message
+    return message
+
+
+# What is asked
+
+
+def test_the_question_goes_out_with_its_pictures_and_the_words_come_back(server):
+    server.reply = (200, {}, answer("Yes, it is."))
+    assert ask(server, images=[Image.new("RGBA", (2048, 512), (255, 0, 0, 255))]) == "Yes, it is."
+    [(path, headers, body)] = server.requests
+    assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
+    assert body["model"] == "eyes" and body["temperature"] == 0
+    image, text = body["messages"][0]["content"]
+    assert text == {"type": "text", "text": "Is it red?"}
+    sent = Image.open(io.BytesIO(base64.b64decode(image["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))))
+    assert sent.size == (1024, 256) and sent.getpixel((5, 5))[0] > 250
+
+
+def test_metadata_of_a_picture_are_not_sent(server):
+    image = picture(5)
+    image.info["comment"] = b"my address"
+    exif = Image.Exif()
+    exif[0x010E] = "my address"
+    image.info["exif"] = exif.tobytes()
+    ask(server, images=[image])
+    assert b"my address" not in base64.b64decode(
+        server.requests[0][2]["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2]
+    )
+
+
+def test_a_whole_run_can_be_judged_by_it(server):
+    def reply(handler):
+        *_, question = handler.server.requests[-1][2]["messages"][0]["content"]
+        forms = {"VERDICT": "VERDICT: RIGHT\nPROBLEM: NONE\nKIND: NONE\nFIX: NONE", "List what": "Is the circle red?"}
+        text = next((said for part, said in forms.items() if part in question["text"]), f"Yes. {KEY}")
+        body = answer(text)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server.reply = reply
+    endpoint = Endpoint(server.url, "eyes")
+    looker = endpoint.looker()
+    record = reflect(Task("a red circle"), ScriptedDrawer(5), PromptedReflector(looker.ask), QuestionVerifier(looker))
+    assert record.best.score.value == 1.0
+    for text in (to_json(record), to_text(record), repr(record.rounds), repr(looker), repr(endpoint)):
+        assert KEY not in text
+    assert KEY.encode() not in pickle.dumps(endpoint)
+
+
+# What goes wrong
+
+
+def test_without_a_key_nothing_is_sent(server, monkeypatch):
+    for value in ("", "  "):
+        monkeypatch.setenv(KEY_VARIABLE, value)
+        assert KEY_VARIABLE in failure(server)
+    monkeypatch.delenv(KEY_VARIABLE)
+    assert "needs a key" in failure(server)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("broken", [KEY + "\nX-Other: 1", KEY + "ü", KEY + "\x7f"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(server, monkeypatch, broken):
+    monkeypatch.setenv(KEY_VARIABLE, broken)
+    assert "characters that no key has" in failure(server)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_named_by_its_variable(server, status):
+    server.reply = (status, {}, json.dumps({"error": {"message": f"bad key {KEY}"}}).encode())
+    assert failure(server) == f"The judge at 127.0.0.1 refused the key in {KEY_VARIABLE} (HTTP {status}); check the key."
+
+
+def test_what_a_server_says_of_its_failure_is_passed_on_in_one_line_without_the_key(server):
+    server.reply = (404, {}, json.dumps({"error": {"message": f"no model 'eyes'\nfor {KEY} " + "x" * 999}}).encode())
+    message = failure(server)
+    assert "HTTP 404: no model 'eyes' for [key] x" in message and len(message) < 400
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"error": null}', b'{"error": {"code": 1}}', b""])
+def test_a_failure_without_an_explanation_is_still_one_sentence(server, body):
+    server.reply = (500, {}, body)
+    assert "HTTP 500" in failure(server)
+
+
+def test_too_many_requests(server):
+    server.reply = (429, {}, b"")
+    assert "takes no more requests" in failure(server)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed_so_that_the_key_goes_nowhere_else(server, status):
+    with Server() as other:
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        server.reply = (status, {"Location": other.url + "/chat/completions"}, b"")
+        assert "redirects elsewhere" in failure(server)
+        other.shutdown()
+        assert other.requests == []
+
+
+def test_nobody_listening():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    with pytest.raises(JudgeError, match="127.0.0.1 cannot be reached .*is it running"):
+        Endpoint(f"http://127.0.0.1:{port}", "eyes").ask(["?"], [[]])
+
+
+def test_a_server_that_says_nothing(server):
+    server.reply = lambda handler: time.sleep(1.5)
+    assert "did not answer within 0.3 seconds" in failure(server, timeout=0.3)
+
+
+def test_a_server_that_goes_on_and_on_drop_by_drop(server):
+    def drip(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    server.reply = drip
+    start = time.monotonic()
+    assert "did not answer within 0.3 seconds" in failure(server, timeout=0.3)
+    assert time.monotonic() - start < 3
+
+
+def test_a_connection_that_breaks(server):
+    server.reply = lambda handler: handler.wfile.write(b"nonsense\r\n\r\n")
+    assert "broke the connection" in failure(server)
+    server.reply = (200, {"Content-Length": "1000"}, answer("yes"))
+    assert ask(server) == "yes", "a whole answer under a wrong length is an answer"
+
+
+MALFORMED = {
+    "no json": b"yes",
+    "not utf-8": b"\xff\xfe\xfa",
+    "nothing": b"",
+    "no choices": b"{}",
+    "empty choices": b'{"choices": []}',
+    "choices of another kind": b'{"choices": {"0": 1}}',
+    "no content": b'{"choices": [{"message": {}}]}',
+    "content that is no text": b'{"choices": [{"message": {"content": null}}]}',
+    "deeper than can be read": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_answer(server, body):
+    server.reply = (200, {}, body)
+    assert "is malformed" in failure(server)
+
+
+def test_an_endless_answer_is_cut_off(server):
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(64 * MAX_BYTES // 65536):
+            handler.wfile.write(b" " * 65536)
+
+    server.reply = endless
+    assert "is malformed" in failure(server)
+
+
+# Where it may be, and what stays secret
+
+
+@pytest.mark.parametrize("url", ["", "host/v1", "ftp://host", "file:///etc/passwd", "https://", "http://[::1", "https://h:x/"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(JudgeError, match="no http or https address"):
+        Endpoint(url, "eyes")
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/v1", "https://host/v1?key=secret", "https://host/v1#secret"])
+def test_an_address_with_secrets_is_refused_without_repeating_them(url):
+    with pytest.raises(JudgeError, match="plain address") as caught:
+        Endpoint(url, "eyes")
+    assert "secret@" not in str(caught.value) and "=secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "192.168.1.7:1234", "[::1]:80", "gpu-box", "box.local"])
+def test_plain_http_is_for_the_own_network(host):
+    Endpoint(f"http://{host}/v1", "eyes")
+
+
+@pytest.mark.parametrize("host", ["api.example.com", "8.8.8.8", "localhost.example.com"])
+def test_over_the_internet_the_key_is_not_sent_unencrypted(host):
+    with pytest.raises(JudgeError, match="unencrypted"):
+        Endpoint(f"http://{host}/v1", "eyes")
+
+
+def test_all_of_it_comes_from_the_environment_so_that_no_workflow_can_name_the_server():
+    environment = {URL_VARIABLE: "https://host/v1", MODEL_VARIABLE: "eyes", KEY_VARIABLE: KEY}
+    assert Endpoint.from_environment(environment) == Endpoint("https://host/v1", "eyes")
+    for name in environment:
+        with pytest.raises(JudgeError, match=f"needs {name};"):
+            Endpoint.from_environment({**environment, name: " "})
+    with pytest.raises(JudgeError, match=f"{URL_VARIABLE}, {MODEL_VARIABLE}, {KEY_VARIABLE}"):
+        Endpoint.from_environment({})
+
+
+def test_nothing_is_logged(server, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    ask(server)
+    server.reply = (500, {}, b"")
+    failure(server)
+    out, err = capfd.readouterr()
+    assert KEY not in caplog.text + out + err
+
+
+def test_an_answer_that_repeats_the_key_is_shown_without_it(server):
+    server.reply = (200, {}, answer(f"Your key is {KEY}."))
+    assert ask(server) == "Your key is [key]."
+
+
+def test_a_word_in_place_of_a_key_does_not_spoil_the_answers(server, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "no")
+    server.reply = (200, {}, answer("no"))
+    assert ask(server) == "no"
+
+
+def test_the_own_network_is_asked_without_a_proxy(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert ask(server) == "yes"
