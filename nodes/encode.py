@@ -8,9 +8,9 @@ import comfy.model_management
 import node_helpers
 from comfy_api.latest import io
 
+from ..omnigen2_core.advice import notes_on_references, notes_on_size
 from ..omnigen2_core.images import output_size, reference_size
 from ..omnigen2_core.prompts import DEFAULT_NEGATIVE_PROMPT
-from .host.advice import notes_on_references, notes_on_size
 from .host.notes import output_with_notes
 from .host.prompt import encode_prompt, profile_of_clip
 from .host.references import LATENT_CHANNELS, PIXELS_PER_LATENT, collect_pictures, encode_reference, require_vae

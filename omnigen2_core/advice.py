@@ -10,11 +10,11 @@ import re
 
 _PICTURE_WORDS = r"(?:image|img|picture|photo|photograph|reference|figure|subject)s?"
 _NAMES_A_PICTURE = re.compile(
-    rf"\b{_PICTURE_WORDS}\s*[#:]?\s*(?:\d|one\b|two\b|three\b|four\b|five\b)"
-    rf"|\b(?:first|second|third|fourth|fifth|1st|2nd|3rd|4th|5th|both|each|these|two|three|four|five)\s+(?:\w+\s+)?"
+    rf"\b{_PICTURE_WORDS}(?:\s*(?:no\.|number))?[\s#:_(-]*(?:\d|(?:one|two|three|four|five)\b)"
+    rf"|\b(?:first|second|third|fourth|fifth|1st|2nd|3rd|4th|5th|both|each|all|these|two|three|four|five)\s+(?:\w+\s+)?"
     rf"{_PICTURE_WORDS}\b"
-    r"|[图圖][片像]?\s*[一二三四五1-5]|第\s*[一二三四五1-5]\s*[张張幅个個]|[两兩二三四五]\s*[张張幅]"
-    r"|(?:이미지|사진|그림)\s*[1-5]|(?:첫|두|세|네|다섯)\s*번째\s*(?:이미지|사진|그림)",
+    r"|(?:[图圖][片像]?|照片|[参參]考)\s*[一二三四五1-5]|第\s*[一二三四五1-5]\s*[张張幅个個]|[两兩二三四五]\s*[张張幅]"
+    r"|(?:이미지|사진|그림)\s*[1-5]|(?:(?:첫|두|세|네|다섯)\s*번째|[1-5]\s*번째?|첫|두|세|네|다섯)\s*(?:이미지|사진|그림)",
     re.IGNORECASE,
 )
 
