@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .assistant import Assistant
 from .errors import CheckpointError
 from .mllm import Qwen2_5_VL, last_states
 from .prompts import OmniGen2Tokenizer, chat_prompt
-from .vision import PixelConfig, preprocess, token_counts
 
 YES_FORMS = ("yes", "Yes", "YES", " yes", " Yes")
 NO_FORMS = ("no", "No", "NO", " no", " No")
@@ -75,20 +75,14 @@ def next_token_log_probabilities(
 
 
 def ask_yes_no(
-    model: Qwen2_5_VL,
-    tokenizer: OmniGen2Tokenizer,
-    questions: Sequence[str],
-    images: Sequence[Sequence[Image.Image]],
-    *,
-    pixels: PixelConfig = PixelConfig(),
-    batch: int = 4,
+    assistant: Assistant, questions: Sequence[str], images: Sequence[Sequence[Image.Image]], *, batch: int = 4
 ) -> list[YesNo]:
     """Each question, put in the chat template with its own images, and how likely its answer begins with yes or no.
 
     Args:
+        assistant: Who is asked.
         questions: Texts that can be answered by yes or no.
         images: For every question its pictures, of any mode and size; may be empty.
-        pixels: The checkpoint's `preprocessor_config.json`.
         batch: Questions in one forward pass. Every one carries its own images, which memory has to hold.
 
     Raises:
@@ -96,22 +90,15 @@ def ask_yes_no(
         PromptError: A question holds an image placeholder.
         SizeError: A picture is too thin.
     """
-    yes, no = yes_no_ids(tokenizer)
-    device = next(model.parameters()).device
+    yes, no = yes_no_ids(assistant.tokenizer)
+    asked = list(zip(questions, images, strict=True))
     results: list[YesNo] = []
-    for start in range(0, len(questions), batch):
-        shown = [list(pictures) for pictures in images[start : start + batch]]
-        chats = [chat_prompt(text, len(own)) for text, own in zip(questions[start : start + batch], shown, strict=True)]
-        flat = [picture for own in shown for picture in own]
-        values = grid = None
-        counts: list[list[int]] = [[] for _ in shown]
-        if flat:
-            values, grid = preprocess(flat, pixels)
-            remaining = iter(token_counts(grid, pixels.merge_size))
-            counts = [[next(remaining) for _ in own] for own in shown]
-            values = values.to(device)
-        tokens = tokenizer.tokenize(chats, image_tokens=counts)
-        log = next_token_log_probabilities(model, tokens.ids.to(device), tokens.mask.to(device), values, grid)
+    for start in range(0, len(asked), batch):
+        some = asked[start : start + batch]
+        chats = [chat_prompt(question, len(own)) for question, own in some]
+        prompt = assistant.prepare(chats, [own for _, own in some])
+        log = next_token_log_probabilities(assistant.model, prompt.ids, prompt.mask, prompt.pixel_values, prompt.grid)
         pairs = zip(log[:, yes].logsumexp(dim=1).tolist(), log[:, no].logsumexp(dim=1).tolist())
+        # Rounding may leave the logarithm of a certainty a little above 0.
         results += [YesNo(min(0.0, log_yes), min(0.0, log_no)) for log_yes, log_no in pairs]
     return results

@@ -13,7 +13,10 @@ _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|「[^」]*」|(?<!\w)
 
 def clean(answer: str) -> str:
     """An answer without names of special tokens, which would act as tokens in a later prompt, and of bounded length."""
-    return _TOKEN_NAMES.sub("", answer).strip()[:LONGEST]
+    # Taking a name out may join its surroundings to another one.
+    while (shorter := _TOKEN_NAMES.sub("", answer)) != answer:
+        answer = shorter
+    return answer.strip()[:LONGEST]
 
 
 def read_yes_no(answer: str) -> bool | None:

@@ -8,7 +8,8 @@ and `<|im_end|>` ends a turn:
     system, user: [references] instruction, assistant: <|img|>PICTURE reflection<|img|>PICTURE reflection ... <|im_end|>
 
 where PICTURE is one vision block. So the verdict is no word that could be misread: after looking at its picture the
-model writes what is wrong and announces another picture (not satisfied), or ends its turn (satisfied). The last line of
+model writes what is wrong and announces another picture (not satisfied), or ends its turn (satisfied). Weights that
+were not trained so end their turn after any words, and would seem satisfied with everything. The last line of
 a reflection is the correction, the lines before it tell the problem; a single line is both. A checkpoint that was
 trained on another form needs an adapter of its own beside this one, behind the same `Reflector`.
 """
@@ -18,12 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, Sequence
 
-import torch
 from PIL import Image
 
-from ..mllm import Qwen2_5_VL, generate_tokens
-from ..prompts import OmniGen2Tokenizer, chat_prompt
-from ..vision import PixelConfig, preprocess, token_counts
+from ..assistant import Assistant, OnStep
+from ..prompts import chat_prompt
 from .answers import clean
 from .opinion import Earlier, Reflection
 from .task import Task
@@ -80,30 +79,16 @@ class TrainedReflector:
         return read(self.write_on(*sequence(task, picture, earlier)))
 
 
-def mllm_writer(
-    model: Qwen2_5_VL, tokenizer: OmniGen2Tokenizer, *, pixels: PixelConfig = PixelConfig(), max_new_tokens: int = 128
-) -> WriteOn:
-    """`WriteOn` by the model itself, greedily. `pixels` is the checkpoint's `preprocessor_config.json`.
+def assistant_writer(assistant: Assistant, *, max_new_tokens: int = 128, on_step: OnStep | None = None) -> WriteOn:
+    """`WriteOn` by the checkpoint itself, greedily. `on_step` may raise to cancel.
 
-    What it returns raises CheckpointError without a vision tower, PromptError for placeholders in the user's text.
+    What it returns raises what `Assistant.write` does: CheckpointError without a vision tower, PromptError for image
+    placeholders in the user's text or a sequence too long.
     """
 
     def write_on(chat: str, pictures: Sequence[Image.Image]) -> Written:
-        device = next(model.parameters()).device
-        values, grid = preprocess(pictures, pixels)
-        batch = tokenizer.tokenize([chat], image_tokens=[token_counts(grid, pixels.merge_size)])
-        special = tokenizer.special
-        [row] = generate_tokens(
-            model,
-            batch.ids.to(device),
-            batch.mask.to(device),
-            values.to(device, torch.float32),
-            grid,
-            max_new_tokens=max_new_tokens,
-            stop_ids=special.stop,
-        )
-        last = row[-1]
-        text = tokenizer.decode(row[:-1] if last in special.stop else row)
-        return Written(text, last == special.img, last == special.im_end)
+        [answer] = assistant.write([chat], [list(pictures)], max_new_tokens=max_new_tokens, on_step=on_step)
+        special, last = assistant.tokenizer.special, answer.tokens[-1]
+        return Written(answer.text, last == special.img, last == special.im_end)
 
     return write_on

@@ -1,0 +1,46 @@
+"""The checkpoint's own MLLM as one who looks at pictures and answers."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from ..assistant import Assistant, OnStep
+from ..prompts import chat_prompt
+from ..yes_no import YesNo, ask_yes_no
+from .looker import Looker, Shown
+
+MAX_NEW_TOKENS = 200
+"""Enough for the longest form that is asked for."""
+
+
+def model_looker(
+    assistant: Assistant, *, batch: int = 4, max_new_tokens: int = MAX_NEW_TOKENS, on_step: OnStep | None = None
+) -> Looker:
+    """Greedy answers in words, and likelihoods of yes and no.
+
+    Unlike a user's question, one of the loop's may have more than five pictures: the references, and one or two that
+    are judged. `batch` questions are asked in one pass; `on_step` gets the number of tokens written and may raise to
+    cancel. The looker raises what `Assistant.write` does.
+    """
+    img = assistant.tokenizer.special.img
+    suppressed = () if img is None else (img,)
+
+    def ask(questions: Sequence[str], images: Shown) -> list[str]:
+        asked = list(zip(questions, images, strict=True))
+        answers: list[str] = []
+        for start in range(0, len(asked), batch):
+            some = asked[start : start + batch]
+            written = assistant.write(
+                [chat_prompt(question, len(own)) for question, own in some],
+                [own for _, own in some],
+                max_new_tokens=max_new_tokens,
+                suppress_ids=suppressed,
+                on_step=on_step,
+            )
+            answers += [answer.text for answer in written]
+        return answers
+
+    def yes_no(questions: Sequence[str], images: Shown) -> list[YesNo]:
+        return ask_yes_no(assistant, questions, images, batch=batch)
+
+    return Looker(ask, yes_no)
