@@ -196,6 +196,14 @@ def test_the_command_refuses_what_is_no_folder_of_golden_data(tmp_path, capsys):
         next(replay_folder(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("device", ["gpu", "xpu:7"])
+def test_a_device_that_cannot_compute_is_refused_in_a_sentence(dit_folder, capsys, device):
+    with pytest.raises(SystemExit) as ended:
+        main([str(dit_folder), "--device", device])
+    assert ended.value.code == 2
+    assert f"cannot compute on '{device}': " in capsys.readouterr().err
+
+
 def test_the_tokenizer_is_found_in_the_private_host(tmp_path):
     assert find_tokenizer(tmp_path) is None
     folder = tmp_path / ".host" / "ComfyUI" / "comfy" / "text_encoders" / "qwen25_tokenizer"

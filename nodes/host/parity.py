@@ -10,6 +10,7 @@ from typing import Any
 import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -33,12 +34,21 @@ class HostModel:
 
     def __init__(self, weight_dtype: str = "fp32"):
         self.weight_dtype = weight_dtype
+        self.patcher: ModelPatcher | None = None
 
     def load(self, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
         """Load the weights as our loader does."""
         self.patcher = load_diffusion_model(
             weights, OmniGen2Config.from_dict(config), weight_dtype=self.weight_dtype
         )
+
+    @property
+    def how(self) -> str:
+        """What ComfyUI made of the choice of dtype: how the weights are kept, what computes and where."""
+        if self.patcher is None:
+            return "no weights loaded"
+        computes = str(self.patcher.model.get_dtype_inference()).removeprefix("torch.")
+        return f"weights in {self.weight_dtype}, computed in {computes} on {self.patcher.load_device}"
 
     def velocity(self, case: DiTCase) -> list[Tensor]:
         """The velocity of every sample; a batch where ComfyUI can batch it, one by one where it cannot."""

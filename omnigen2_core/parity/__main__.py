@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import OmniGen2Error
-from .report import all_hold, header, line, summary
+from .report import print_rows
 from .run import Setup, replay_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,11 +25,22 @@ def find_tokenizer(root: Path) -> Path | None:
     return None
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name, tried out. Raises ArgumentTypeError for one that this torch cannot compute on."""
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"this torch ({torch.__version__}) cannot compute on {name!r}: {reason}") from error
+    return device
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print one line for each case; 0 if all hold, 1 if one does not, 2 if nothing could be replayed."""
-    parser = argparse.ArgumentParser(prog="python -m omnigen2_core.parity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="parity", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder in the layout of tests/golden")
-    parser.add_argument("--device", default="cpu", help="device of the networks (default: cpu)")
+    parser.add_argument("--device", type=usable_device, default="cpu", help="device of the networks (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of the networks (default: fp32)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with Qwen2.5's tokenizer files")
     options = parser.parse_args(arguments)
@@ -37,20 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     tokenizer = options.tokenizer or find_tokenizer(Path(__file__).resolve().parents[2])
     # cuDNN would otherwise round fp32 convolutions to ten bits.
     torch.backends.cudnn.allow_tf32 = False
-    rows = []
-    sys.stdout.write(header() + "\n")
     try:
-        for row in replay_folder(options.folder, Setup(torch.device(options.device), DTYPES[options.dtype], tokenizer)):
-            rows.append(row)
-            sys.stdout.write(line(row) + "\n")
-            sys.stdout.flush()
+        return print_rows(replay_folder(options.folder, Setup(options.device, DTYPES[options.dtype], tokenizer)))
     except OmniGen2Error as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(summary(rows) + "\n")
-    if all(row.ok is None for row in rows):
-        return 2
-    return 0 if all_hold(rows) else 1
 
 
 if __name__ == "__main__":

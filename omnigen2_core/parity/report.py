@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Iterable, Sequence
 
@@ -103,6 +104,20 @@ def summary(rows: Sequence[Row]) -> str:
     """How many cases hold."""
     held, failed, skipped = (sum(row.ok is outcome for row in rows) for outcome in (True, False, None))
     return f"{held} hold, {failed} do not, {skipped} not replayed"
+
+
+def print_rows(rows: Iterable[Row]) -> int:
+    """Print every row as it comes. The status: 0 if all hold, 1 if one does not, 2 if nothing could be replayed."""
+    sys.stdout.write(f"{header()}\n")
+    printed = []
+    for row in rows:
+        printed.append(row)
+        sys.stdout.write(f"{line(row)}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{summary(printed)}\n")
+    if all(row.ok is None for row in printed):
+        return 2
+    return 0 if all_hold(printed) else 1
 
 
 def _number(value: float | None) -> str:

@@ -35,26 +35,27 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu (default), or the device that ComfyUI chooses for any other name")
     parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="dtype of the weights (default: fp32)")
     options = parser.parse_args()
+    if not options.folder.is_dir():
+        parser.error(f"{options.folder} is no folder; give the folder that holds the golden data.")
 
     pack = load_pack(cpu=options.device == "cpu").__name__
+    command = importlib.import_module(f"{pack}.omnigen2_core.parity.__main__")
+    try:
+        command.usable_device(options.device)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --device: {error}")
     host = importlib.import_module(f"{pack}.nodes.host.parity")
     parity = importlib.import_module(f"{pack}.omnigen2_core.parity")
-    dtypes = importlib.import_module(f"{pack}.omnigen2_core.parity.__main__").DTYPES
 
     folder = parity.folder.GoldenFolder(options.folder)
-    model, dtype = host.HostModel(options.dtype), dtypes[options.dtype]
+    model, dtype = host.HostModel(options.dtype), command.DTYPES[options.dtype]
     parts = {
         "dit": lambda: parity.dit.replay_velocities(folder, model, dtype, host.HOST_TOLERANCE),
         "sampling": lambda: parity.trajectories.replay_trajectories(folder, model, dtype, host.HOST_TOLERANCE),
     }
-    print(parity.report.header())
-    rows = []
-    for name, replay in parts.items():
-        for row in parity.run.replay_part(name, replay):
-            rows.append(row)
-            print(parity.report.line(row), flush=True)
-    print(parity.report.summary(rows))
-    return 0 if parity.report.all_hold(rows) else 1
+    status = parity.report.print_rows(row for name, part in parts.items() for row in parity.run.replay_part(name, part))
+    print(model.how)
+    return status
 
 
 if __name__ == "__main__":
