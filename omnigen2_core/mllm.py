@@ -337,25 +337,30 @@ def generate_tokens(
     """
     from transformers.cache_utils import DynamicCache
 
-    cache = DynamicCache()
-    positions, following = model.rope_positions(ids, mask, grid)
-    hidden = model(ids, mask, pixel_values, grid, positions=positions, cache=cache)
-    hidden = last_states(hidden, mask).unsqueeze(1)
-    head = model.head_weight(ids.device) if model.lm_head is None else None
+    cache = hidden = head = None
     written: list[list[int]] = [[] for _ in range(len(ids))]
-    for step in range(max_new_tokens):
-        scores = model.logits(hidden[:, -1], head).float()
-        if suppress_ids:
-            scores[:, list(suppress_ids)] = float("-inf")
-        chosen = scores.argmax(dim=-1) if sample is None else sample(scores, ids)
-        for row, token in zip(written, chosen.tolist()):
-            if not row or row[-1] not in stop_ids:
-                row.append(token)
-        if on_token is not None:
-            on_token(written)
-        if step == max_new_tokens - 1 or all(row[-1] in stop_ids for row in written):
-            break
-        ids = torch.cat([ids, chosen.unsqueeze(1).to(ids.dtype)], dim=1)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        hidden = model(ids[:, -1:], mask, positions=(following + step).expand(3, -1).unsqueeze(-1), cache=cache)
+    try:
+        cache = DynamicCache()
+        positions, following = model.rope_positions(ids, mask, grid)
+        hidden = model(ids, mask, pixel_values, grid, positions=positions, cache=cache)
+        hidden = last_states(hidden, mask).unsqueeze(1)
+        head = model.head_weight(ids.device) if model.lm_head is None else None
+        for step in range(max_new_tokens):
+            scores = model.logits(hidden[:, -1], head).float()
+            if suppress_ids:
+                scores[:, list(suppress_ids)] = float("-inf")
+            chosen = scores.argmax(dim=-1) if sample is None else sample(scores, ids)
+            for row, token in zip(written, chosen.tolist()):
+                if not row or row[-1] not in stop_ids:
+                    row.append(token)
+            if on_token is not None:
+                on_token(written)
+            if step == max_new_tokens - 1 or all(row[-1] in stop_ids for row in written):
+                break
+            ids = torch.cat([ids, chosen.unsqueeze(1).to(ids.dtype)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            hidden = model(ids[:, -1:], mask, positions=(following + step).expand(3, -1).unsqueeze(-1), cache=cache)
+    finally:
+        # The traceback of an exception keeps this frame; what it names would outlive a cancelled run.
+        cache = hidden = head = None
     return written

@@ -7,6 +7,7 @@ Brackets and `(word:1.2)` are plain text here.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -30,16 +31,30 @@ WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+ASSISTANT_OPENING = "<|im_start|>assistant\n"
+IMAGE_PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
+TURN_END = "<|im_end|>\n"
+
+
+def system_turn(system: str = SYSTEM_PROMPT) -> str:
+    """What every template begins with."""
+    return f"<|im_start|>system\n{system}{TURN_END}"
+
+
+def user_turn(text: str | None, n_images: int = 0) -> str:
+    """What a user says, the images first and numbered from 1."""
+    places = "".join(f"<img{i}>: {IMAGE_PLACE}" for i in range(1, n_images + 1))
+    return f"<|im_start|>user\n{places}{text or ''}{TURN_END}"
+
 
 def generation_prompt(text: str | None, *, system: str = SYSTEM_PROMPT) -> str:
     """The text that conditions image generation. None, as a negative prompt, is the empty prompt."""
-    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{text or ''}<|im_end|>\n"
+    return system_turn(system) + user_turn(text)
 
 
 def chat_prompt(text: str | None, n_images: int = 0, *, system: str = SYSTEM_PROMPT) -> str:
     """The text that asks for an answer, or conditions generation by a model that sees the `n_images` images."""
-    places = "".join(f"<img{i}>: <|vision_start|><|image_pad|><|vision_end|>" for i in range(1, n_images + 1))
-    return generation_prompt(places + (text or ""), system=system) + "<|im_start|>assistant\n"
+    return system_turn(system) + user_turn(text, n_images) + ASSISTANT_OPENING
 
 
 @dataclass(frozen=True)
@@ -101,8 +116,10 @@ class OmniGen2Tokenizer:
                 f"The tokenizer has no {', '.join(missing)}. Use the one in OmniGen2's processor folder, or Qwen2.5's."
             )
         self.special = SpecialIds(**ids)
-        self._hidden = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._hidden.update(number for number in ids.values() if number is not None)
+        added = tokenizer.get_added_tokens_decoder()
+        self._hidden = {number for number, token in added.items() if token.special} | set(ids.values())
+        hidden_names = [token.content for number, token in added.items() if number in self._hidden]
+        self._hidden_names = re.compile("|".join(map(re.escape, hidden_names)))
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "OmniGen2Tokenizer":
@@ -159,6 +176,12 @@ class OmniGen2Tokenizer:
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of `ids` for people to read: without special tokens, also those that only OmniGen2 holds for special."""
         return self.decode([token for token in ids if token not in self._hidden])
+
+    def without_special(self, text: str) -> str:
+        """What a model wrote, without names of special tokens: in another prompt, `encode` would make them tokens."""
+        while (shorter := self._hidden_names.sub("", text)) != text:
+            text = shorter
+        return text
 
     def tokenize(
         self,

@@ -102,3 +102,9 @@ def preprocess(images: Sequence[Image.Image], config: PixelConfig = PixelConfig(
 def token_counts(grid: Tensor, merge_size: int) -> list[int]:
     """How many image tokens each image of `grid` takes in the prompt."""
     return [count // merge_size**2 for count in grid.prod(dim=1).tolist()]
+
+
+def visual_tokens(width: int, height: int, config: PixelConfig = PixelConfig()) -> int:
+    """How many image tokens a picture of that size will take. Raises SizeError as `smart_resize` does."""
+    width, height = smart_resize(width, height, config)
+    return width * height // config.factor**2

@@ -1,12 +1,11 @@
 """Pictures from a model folder, without ComfyUI. The model is the golden one: its pictures mean nothing, but are exact."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from make_checkpoints import write_folder
 from PIL import Image
+from talking import golden_tokenizer
 
 from omnigen2_core.acceleration.teacache import TeaCache
 from omnigen2_core.errors import PromptError, ReferenceImageError, SizeError
@@ -14,35 +13,13 @@ from omnigen2_core.guidance import Guidance
 from omnigen2_core.pipeline import OmniGen2Pipeline
 
 SETTINGS = {"steps": 3, "size": (64, 48)}
-SPECIAL_TOKENS = {
-    "image": "<|image_pad|>",
-    "video": "<|video_pad|>",
-    "vision_start": "<|vision_start|>",
-    "vision_end": "<|vision_end|>",
-    "im_start": "<|im_start|>",
-    "im_end": "<|im_end|>",
-    "endoftext": "<|endoftext|>",
-    "img": "<|img|>",
-}
 
 
 @pytest.fixture(scope="module")
 def folder(golden, tmp_path_factory):
     """The golden weights as a model folder, with a tokenizer of bytes that has the golden encoder's special ids."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    special = {number: name for name, number in json.loads((golden / "mllm.json").read_text())["special_ids"].items()}
-    first = min(special)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = alphabet + [f"<unused{i}>" for i in range(first - len(alphabet))]
-    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    for number in range(first, max(special) + 1):
-        token = SPECIAL_TOKENS[special[number]] if number in special else f"<|reserved{number}|>"
-        tokenizer.add_special_tokens([AddedToken(token, special=True)])
     files = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(str(files / "tokenizer.json"))
+    golden_tokenizer(golden).save(str(files / "tokenizer.json"))
     profile = {"default_width": 96, "default_height": 64, "max_text_tokens": 400, "shift_base": 4.0, "max_side": 128}
     path = tmp_path_factory.mktemp("model")
     write_folder(path, golden, profile=profile, tokenizer=files)
