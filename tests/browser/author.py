@@ -41,7 +41,6 @@ MAKE = """async (nodes) => {
         app.graph.add(node);
         if (d.title) node.title = d.title;
         Object.assign(node.properties, d.properties);
-        if (d.collapsed) node.flags.collapsed = true;
         return node;
     });
     nodes.forEach((d, i) => {
@@ -105,7 +104,7 @@ CONVERT = """([kept, promoted, title, description]) => {
 def build(canvas: Canvas, graph: Graph) -> None:
     """Make the graph on the canvas."""
     sizes = canvas.evaluate(MAKE, [
-        {"type": n.type, "title": n.title, "box": n.box, "collapsed": n.collapsed, "values": n.values, "links": n.links, "properties": n.properties}
+        {"type": n.type, "title": n.title, "box": n.box, "values": n.values, "links": n.links, "properties": n.properties}
         for n in graph.nodes
     ])
     placed = place(graph.layout, sizes)

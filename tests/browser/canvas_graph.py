@@ -34,7 +34,6 @@ class Node:
     type: str
     title: str = ""
     box: tuple[int, int] = (300, 0)
-    collapsed: bool = False
     values: dict[str, object] = field(default_factory=dict)
     links: dict[str, Output] = field(default_factory=dict)
     properties: dict[str, object] = field(default_factory=dict)
@@ -52,16 +51,16 @@ class Graph:
         self.layout: Item | None = None
 
     def add(
-        self, node_type: str, title: str = "", box: tuple[int, int] = (300, 0), *, collapsed: bool = False, models: list[dict] = (), **inputs
+        self, node_type: str, title: str = "", box: tuple[int, int] = (300, 0), *, models: list[dict] = (), **inputs
     ) -> Node:  # fmt: skip
         """Add a node. An input that is given an `Output` is linked, any other value is a widget's.
 
         A dotted name (`images.image_1`) is written with two underscores. `box` is the least width and height; the
-        widgets may need more; a collapsed node shows only its title. `models` are the downloads that the frontend offers where a file is missing.
+        widgets may need more. `models` are the downloads that the frontend offers where a file is missing.
         """
         inputs = {name.replace("__", "."): value for name, value in inputs.items()}
         node = Node(
-            len(self.nodes), node_type, title, box, collapsed,
+            len(self.nodes), node_type, title, box,
             values={name: value for name, value in inputs.items() if not isinstance(value, Output)},
             links={name: value for name, value in inputs.items() if isinstance(value, Output)},
             properties={"models": list(models)} if models else {},
@@ -117,7 +116,7 @@ def _place(item: Item, x: float, y: float, sizes, placed: Placed) -> tuple[float
     if isinstance(item, Node):
         placed.nodes[item.index] = (x, y + TITLE)
         width, height = sizes[item.index]
-        return width, TITLE + (0 if item.collapsed else height)
+        return width, TITLE + height
     if isinstance(item, Group):
         entry = (item.title, item.colour, [x, y, 0, 0])
         placed.groups.append(entry)

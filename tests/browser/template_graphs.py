@@ -238,7 +238,7 @@ class Drawing:
         if original:
             pasted = graph.add("ImageCompositeMasked", "Original outside the mask", (260, 0), destination=original[0], source=self.image, mask=original[1])
             self.image, last = pasted["IMAGE"], [decoded, pasted]
-        enlarged = graph.add("ImageScaleBy", "Enlarge for display", (260, 0), collapsed=True, image=self.image, upscale_method="lanczos", scale_by=ENLARGED)
+        enlarged = graph.add("ImageScaleBy", "Enlarge for display", (260, 110), image=self.image, upscale_method="lanczos", scale_by=ENLARGED)
         shown = graph.add("PreviewImage", box=(380, 420) if final else (260, 270), images=enlarged["IMAGE"])
         if final:
             saved = graph.add("SaveImage", images=self.image, filename_prefix="OmniGen2-nano", box=(260, 310))
@@ -302,8 +302,8 @@ def built_in_in_context(count: int, prompt: str) -> Graph:
 def built_in_masked_edit() -> Graph:
     graph = Graph("Try-it-masked-edit")
     note = graph.note(
-        "## Try it: edit only where the mask is\n\nThe mask is white on the right half of the picture. The prompt asks for another background, and only the "
-        "masked half gets it: the sampler leaves the rest alone, and the last node puts the original pixels back.\n\n" + WORLD
+        "## Try it: edit only where the mask is\n\nThe mask is white on the right half of the picture. The prompt changes what is there, and nothing "
+        "else can change: the sampler leaves the rest alone, and the last node puts the original pixels back.\n\n" + WORLD
     )
     parts = built_in_parts(graph)
     source = Drawing(graph, parts, "1. Draw a picture", "A large red circle on the left and a large blue square on the right on a white background")
@@ -313,7 +313,7 @@ def built_in_masked_edit() -> Graph:
     latent = graph.add("VAEEncode", pixels=source.image, vae=parts.vae)
     masked = graph.add("SetLatentNoiseMask", samples=latent["LATENT"], mask=mask["MASK"])
     edited = Drawing(
-        graph, parts, "3. Edit inside the mask", "Change the background to black", [source.image],
+        graph, parts, "3. Edit inside the mask", "Make the blue square green", [source.image],
         final=True, latent=masked["LATENT"], original=(source.image, mask["MASK"]),
     )  # fmt: skip
     masks = Group("2. Mask the picture", Row(Column(black, white), Column(mask, latent, masked)))

@@ -30,8 +30,8 @@ def test_a_missing_node_is_found(canvas):
     assert canvas.missing_nodes() == ["NoSuchNode"]
 
 
-def test_the_help_panel_of_a_core_node_is_read(canvas):
-    assert "EmptyImage" in canvas.help_text("EmptyImage").replace(" ", "")
+def test_the_help_panel_of_a_core_node_is_read(open_canvas):
+    assert "EmptyImage" in open_canvas().help_text("EmptyImage").replace(" ", "")
 
 
 def test_an_error_of_the_pack_in_the_console_is_seen(canvas):

@@ -190,16 +190,13 @@ def test_shapes_of_three_references_come_together(canvas):
 
 @still_learning
 def test_the_masked_edit_changes_only_what_the_mask_shows(canvas):
-    """The right half has the new background; the left half is pixel for pixel the source."""
+    """What is asked for happens in the right half; the left half stays what it was."""
     picture, shown = pictures(canvas, "Try-it-masked-edit")
+    circle = ("left", "red", "circle", "large")
+    assert_shows(shown["1. Draw a picture"], "white", circle, ("right", "blue", "square", "large"))
+    assert_shows(picture, "white", circle, ("right", "green", "square", "large"))
     half = picture.shape[1] // 2
-    assert_shows(shown["1. Draw a picture"], "white", ("left", "red", "circle", "large"), ("right", "blue", "square", "large"))
-    edited = picture.copy()
-    edited[:, :half] = edited[0, -1]
-    assert_shows(edited, "black", ("right", "blue", "square", "large"))
-    kept = picture.copy()
-    kept[:, half:] = kept[0, 0]
-    assert_shows(kept, "white", ("left", "red", "circle", "large"))
+    assert np.abs(picture[:, :half].astype(int) - shown["1. Draw a picture"][:, :half]).mean() <= 2
 
 
 @still_learning
