@@ -213,7 +213,7 @@ class OmniGen2Tokenizer:
         places = row.count(self.special.image_pad)
         if places != len(counts):
             raise PromptError(
-                f"The prompt has {places} image places for {len(counts)} images. "
+                f"The prompt has {places} places for images, but the number of images is {len(counts)}. "
                 "Remove '<|image_pad|>' from the text you wrote."
             )
         remaining = iter(counts)

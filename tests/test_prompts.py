@@ -132,7 +132,7 @@ def test_image_places_are_repeated_and_never_cut(small):
 
 
 def test_an_image_place_typed_by_the_user_is_refused(small):
-    with pytest.raises(PromptError, match="2 image places for 1 images"):
+    with pytest.raises(PromptError, match="2 places for images, but the number of images is 1"):
         small.tokenize([chat_prompt("what is <|image_pad|>?", 1)], image_tokens=[[4]])
 
 

@@ -36,7 +36,8 @@ class EncodedPrompt:
                 f"The {what} has {self.tokens} tokens; the model was trained on at most {self.limit} and may "
                 "overlook some of it."
             ]
-        lost = self.cut.strip()
+        # The cut may go through a letter of several tokens.
+        lost = self.cut.strip().lstrip("\ufffd")
         shown = lost if len(lost) <= _SHOWN else lost[:_SHOWN].rsplit(" ", 1)[0] + " ..."
         return [
             f"The {what} has {self.tokens} tokens and the model reads {self.limit}; this was cut off at the end: "

@@ -14,6 +14,7 @@ from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
 from ...omnigen2_core.errors import CheckpointError, PromptError
 from ...omnigen2_core.images import to_pil, to_rgb
+from ...omnigen2_core.mllm_config import MLLMConfig
 from ...omnigen2_core.profile import ModelProfile
 from ...omnigen2_core.prompts import OmniGen2Tokenizer, chat_prompt, generation_prompt
 from ...omnigen2_core.vision import PixelConfig
@@ -39,21 +40,22 @@ class HostTokenizer:
 
     @classmethod
     def for_part(cls, part: Part) -> "HostTokenizer":
-        """The tokenizer of the folder that `part` is of; for a single file ComfyUI's own Qwen2.5 files.
+        """The tokenizer of the folder that `part` is of; where that has none, or for a file, ComfyUI's own Qwen2.5 files.
 
         Raises CheckpointError when the tokenizer has other ids than the encoder.
         """
-        if part.folder is not None:
+        if part.folder is not None and part.folder.has_tokenizer:
             tokenizer = OmniGen2Tokenizer.from_folder(part.folder.tokenizer_folder)
             pixels = PixelConfig.from_dict(part.folder.processor_config)
         else:
             bundled = Path(comfy.text_encoders.omnigen2.__file__).parent / "qwen25_tokenizer"
             tokenizer, pixels = OmniGen2Tokenizer.from_folder(bundled), PixelConfig()
-            rows = part.config["vocab_size"]
+            rows = MLLMConfig.from_dict(part.config).text["vocab_size"]
             if tokenizer.vocabulary_size > rows:
+                remedy = "load its whole folder with OmniGen2 Load Folder" if part.folder is None else "get processor/ too"
                 raise CheckpointError(
                     f"{part.source} knows {rows} tokens, fewer than Qwen2.5's {tokenizer.vocabulary_size}, so it "
-                    "needs a tokenizer of its own; load its whole folder with OmniGen2 Load Folder."
+                    f"needs a tokenizer of its own; {remedy}."
                 )
         tokenizer.check(part.config)
         return cls(tokenizer, pixels, part.profile)
@@ -131,8 +133,8 @@ class HostTokenizer:
         places = [i for i, (token, *_) in enumerate(row) if token == self.special.image_pad]
         if len(places) != len(pictures):
             raise PromptError(
-                f"The prompt has {len(places)} places for {len(pictures)} images; remove '<|image_pad|>' from the "
-                "text you wrote."
+                f"The prompt has {len(places)} places for images, but the number of images is {len(pictures)}; remove "
+                "'<|image_pad|>' from the text you wrote."
             )
         row = list(row)
         for i, picture in zip(places, pictures):
