@@ -131,7 +131,9 @@ def fit_prompt(tokenizer: OmniGen2Tokenizer, prompt: str, limit: int) -> str:
         if count_tokens(tokenizer, prompt[:end]) <= limit:
             return prompt[:end]
     ids = tokenizer.encode(prompt)
-    for length in range(min(limit, len(ids)), 0, -1):
+    # Where the text meets the template, a token or two may join with it.
+    room = limit - count_tokens(tokenizer, "") + 2
+    for length in range(min(room, len(ids)), 0, -1):
         beginning = readable(tokenizer, ids[:length])
         if count_tokens(tokenizer, beginning) <= limit:
             return _to_word_end(beginning)

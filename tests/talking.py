@@ -44,13 +44,18 @@ def golden_assistant(golden, names=SPECIAL_TOKENS) -> Assistant:
     return Assistant(model.requires_grad_(False), OmniGen2Tokenizer(golden_tokenizer(golden, names)))
 
 
-def says(monkeypatch, assistant: Assistant, *answers: str) -> list[str]:
-    """Makes the model write these answers, one a prompt, and end each itself. Returns the prompts as they come in."""
+def says(monkeypatch, assistant: Assistant, *answers: str, spelled: bool = False) -> list[str]:
+    """Makes the model write these answers, one a prompt, and end each itself. Returns the prompts as they come in.
+
+    Names of special tokens in an answer are those tokens, or, `spelled`, the letters of their names.
+    """
     prompts: list[str] = []
     tokens: list[int] = []
     tokenize, logits = assistant.tokenizer.tokenize, assistant.model.logits
     for answer in answers:
-        tokens += [*assistant.tokenizer.encode(answer), assistant.tokenizer.special.im_end]
+        for part in answer if spelled else [answer]:
+            tokens += assistant.tokenizer.encode(part)
+        tokens.append(assistant.tokenizer.special.im_end)
 
     def scripted(hidden, head=None):
         scores = torch.zeros_like(logits(hidden, head))
