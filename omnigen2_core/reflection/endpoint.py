@@ -84,10 +84,11 @@ class Endpoint:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, timeout: float = 60.0) -> "Endpoint":
         """The endpoint that the environment names. Raises JudgeError when a variable is missing or unusable."""
-        missing = [name for name in (URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE) if not environment.get(name, "").strip()]
+        needed = (URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE)
+        missing = [name for name in needed if not environment.get(name, "").strip()]
         if missing:
             raise JudgeError(
-                f"Your own judge needs {', '.join(missing)}; set it in the environment that the program is started from."
+                f"Your own judge needs {', '.join(missing)}; set it in the environment that starts the program."
             )
         return cls(environment[URL_VARIABLE].strip(), environment[MODEL_VARIABLE].strip(), timeout)
 
@@ -141,8 +142,8 @@ class Endpoint:
         except TimeoutError:
             failure = self._too_slow()
         except urllib.error.URLError as error:
-            slow = isinstance(error.reason, TimeoutError)
-            failure = self._too_slow() if slow else f"cannot be reached ({_short(str(error.reason), key)}); is it running?"
+            unreached = f"cannot be reached ({_short(str(error.reason), key)}); is it running?"
+            failure = self._too_slow() if isinstance(error.reason, TimeoutError) else unreached
         except (OSError, ValueError, http.client.HTTPException) as error:
             failure = f"broke the connection ({type(error).__name__}); try again."
         raise JudgeError(f"The judge at {self.host} {failure}") from None
@@ -195,7 +196,7 @@ def _refusal(error: urllib.error.HTTPError, key: str) -> str:
     if error.code in (401, 403):
         return f"refused the key in {KEY_VARIABLE} (HTTP {error.code}); check the key."
     if 300 <= error.code < 400:
-        return f"redirects elsewhere (HTTP {error.code}), where the key is not sent; set {URL_VARIABLE} to the final address."
+        return f"redirects (HTTP {error.code}), which no key is sent after; give {URL_VARIABLE} the final address."
     if error.code == 429:
         return "takes no more requests for now (HTTP 429); wait, or ask fewer questions."
     said = ""

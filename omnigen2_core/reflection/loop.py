@@ -84,7 +84,8 @@ def reflect(
             if spoken is None and (stop := _reason_to_stop(current, overrule)) is not None:
                 record.stop = stop
                 return record
-            plan = next_plan(record.task, spoken or current.reflection, current.picture, redraw, seed + len(record.rounds))
+            said, next_seed = spoken or current.reflection, seed + len(record.rounds)
+            plan = next_plan(record.task, said, current.picture, redraw, next_seed)
             made = bench.make(plan, parent=current.index)
             if not made.helped:
                 record.stop = Stop.NO_HELP

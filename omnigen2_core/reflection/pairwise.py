@@ -20,7 +20,7 @@ if there is no difference."""
 
 @dataclass(frozen=True)
 class PairwiseJudge:
-    """Compares pictures by asking in both orders: models favour a position, and only an answer that outlasts the swap counts."""
+    """Compares pictures by asking in both orders: models favour a position, so only what outlasts the swap counts."""
 
     ask: Ask
 

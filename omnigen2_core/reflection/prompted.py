@@ -31,7 +31,7 @@ picture is right.
 Answer in English with these four lines and nothing else:
 VERDICT: RIGHT or WRONG
 PROBLEM: the one thing that is missing or differs most, or NONE
-KIND: ATTRIBUTE for colour, material, lettering, size or a missing detail; LAYOUT for place, number or arrangement; or NONE
+KIND: ATTRIBUTE (colour, material, lettering, size, a missing detail) or LAYOUT (place, number, arrangement), or NONE
 FIX: one short instruction that would correct the picture, or NONE"""
 
 AGAIN = """{question}

@@ -132,7 +132,7 @@ class Record:
         return found[::-1]
 
     def ranked(self) -> list[Round]:
-        """All rounds, the best first and the others by falling score; those without a score last, earlier ones first."""
+        """All rounds: the best, then the others by falling score, unscored ones last; of equals the earlier first."""
 
         def place(entry: Round) -> tuple[bool, bool, float, int]:
             value = entry.score.value

@@ -15,9 +15,9 @@ MOST = 8
 QUESTION = """Here is an instruction for a picture:
 {instruction}
 
-List what the instruction demands, each as a question that is answered with yes when the picture meets it. One demand a \
-question: each thing, its number, its colour or other qualities, its place. Ask only for what the instruction says. \
-Write in English, one question a line, at most {most} lines, and nothing else."""
+List what the instruction demands, each as a question that is answered with yes when the picture meets it. One \
+demand a question: each thing, its number, its colour or other qualities, its place. Ask only for what the \
+instruction says. Write in English, one question a line, at most {most} lines, and nothing else."""
 
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s*")
 _WORD = re.compile(r"[^\W\d_]{3,}")

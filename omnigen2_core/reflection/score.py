@@ -12,7 +12,7 @@ from .task import Task
 
 @dataclass(frozen=True)
 class Check:
-    """One requirement as a yes/no question, the chance of yes (0..1, None: no usable answer), and the answer's words."""
+    """A requirement as a yes/no question, the chance of yes (0..1, None: no usable answer), and the answer's words."""
 
     question: str
     probability: float | None
@@ -34,7 +34,7 @@ class Score:
 
     @property
     def least(self) -> float:
-        """The chance of the requirement least likely met, 0..1. One without an answer counts as 0: nothing vouches for it."""
+        """The chance of the requirement least likely met, 0..1. Nothing vouches for one without an answer: it is 0."""
         return min((check.probability or 0.0 for check in self.checks), default=0.0)
 
 

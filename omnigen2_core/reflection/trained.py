@@ -33,7 +33,7 @@ ANNOUNCEMENT = "<|img|>"
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote: the text without the token that ended it, and which that was (neither: it ran out of length)."""
+    """What a model wrote: the text without the token that ended it, and which that was (neither: it was cut off)."""
 
     text: str
     announces_picture: bool = False

@@ -50,7 +50,9 @@ def to_json(record: Record) -> str:
     return json.dumps(to_dict(record), ensure_ascii=False, indent=1, allow_nan=False)
 
 
-def from_dict(values: Mapping[str, Any], pictures: Sequence[Image.Image], references: Sequence[Image.Image] = ()) -> Record:
+def from_dict(
+    values: Mapping[str, Any], pictures: Sequence[Image.Image], references: Sequence[Image.Image] = ()
+) -> Record:
     """The record that `to_dict` wrote, with the pictures of its rounds and the references in their order.
 
     Raises ReflectionError when it is no transcript, or pictures and rounds do not match.
@@ -130,7 +132,8 @@ def _round_to_dict(entry: Round) -> dict[str, Any]:
         "parent": entry.parent,
         "helped": entry.helped,
         "score": {"value": score.value, "checks": [asdict(check) for check in score.checks], "note": score.note},
-        "reflection": said and {**asdict(said), "verdict": said.verdict.value, "scope": said.scope and said.scope.value},
+        "reflection": said
+        and {**asdict(said), "verdict": said.verdict.value, "scope": said.scope and said.scope.value},
         "seconds": {stage: round(time, 3) for stage, time in entry.seconds.items()},
         "settings": dict(entry.settings),
     }

@@ -42,7 +42,7 @@ class QuestionVerifier:
     pairwise: bool = True
 
     def examiner(self, task: Task) -> "QuestionExaminer":
-        """Lists the requirements. Where none can be had, the whole instruction is one question and every score says so."""
+        """Lists the requirements. Without any, the whole instruction is one question, and every score says so."""
         listed = self.requirements or AskedRequirements(self.looker.ask)
         questions = tuple(listed(task))
         note = "" if questions else "The requirements could not be listed; the whole instruction was one question."
