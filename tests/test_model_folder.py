@@ -6,7 +6,7 @@ import pytest
 import torch
 from make_checkpoints import FOREIGN, golden_config, golden_weights, truncate, write_folder, write_pickle, write_sparse
 
-from omnigen2_core.checkpoints import ModelFolder, find_model_folders, is_model_folder
+from omnigen2_core.checkpoints import PARTS, ModelFolder, find_model_folders, is_model_folder
 from omnigen2_core.errors import CheckpointError
 from omnigen2_core.profile import PUBLISHED
 
@@ -60,7 +60,9 @@ def test_the_schedulers_shift_base_counts_unless_the_profile_has_one(folder):
 
 def test_the_tokenizer_is_found_in_the_processor_else_beside_the_encoder(folder):
     assert ModelFolder(folder).tokenizer_folder == folder / "processor"
+    assert ModelFolder(folder).has_tokenizer
     (folder / "processor" / "tokenizer.json").unlink()
+    assert not ModelFolder(folder).has_tokenizer
     assert "has no tokenizer" in refusal(lambda: ModelFolder(folder).tokenizer_folder)
     for name in ("vocab.json", "merges.txt"):
         (folder / "mllm" / name).write_text("{}")
@@ -88,6 +90,7 @@ def test_missing_parts_are_all_named_at_once(folder):
     for part in ("vae", "processor"):
         (folder / part).rename(folder.parent / part)
     assert "OmniGen2 lacks vae/, processor/" in refusal(ModelFolder(folder).check)
+    assert "OmniGen2 lacks vae/;" in refusal(lambda: ModelFolder(folder).check(PARTS))
     assert "OmniGen2 lacks vae/" in refusal(lambda: ModelFolder(folder).state_dict("vae"))
 
 

@@ -1,6 +1,6 @@
 """Weights on disk: what a file is, the folder and single-file layouts, fp8, names, LoRA."""
 
-from .folder import ModelFolder, find_model_folders, is_model_folder
+from .folder import PARTS, ModelFolder, find_model_folders, is_model_folder
 from .fp8 import dequantise
 from .identify import CONFIG_KEY, PROFILE_KEY, FileInfo, FileKind, identify
 from .keymaps import is_diffusers_vae, vae_to_bfl, vae_to_diffusers
@@ -11,6 +11,7 @@ from .tensors import load_weights, read_tensors
 
 __all__ = [
     "CONFIG_KEY",
+    "PARTS",
     "PROFILE_KEY",
     "FileInfo",
     "FileKind",

@@ -1,6 +1,7 @@
 """The authors' folder: transformer/, vae/, mllm/, processor/, scheduler/, as published, and the same in any size."""
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -58,9 +59,9 @@ class ModelFolder:
                 f"{self.name} is no OmniGen2 folder: it has none of transformer/, vae/, mllm/; {_WHERE}"
             )
 
-    def check(self) -> None:
-        """Raise `CheckpointError` naming every part that a complete folder has and this one lacks."""
-        missing = [f"{part}/" for part in (*PARTS, "processor") if not (self.path / part).is_dir()]
+    def check(self, parts: Iterable[str] = (*PARTS, "processor")) -> None:
+        """Raise `CheckpointError` naming every one of `parts` that this folder lacks; by default of all that the authors' has."""
+        missing = [f"{part}/" for part in parts if not (self.path / part).is_dir()]
         if missing:
             raise CheckpointError(f"{self.name} lacks {', '.join(missing)}; {_WHERE}")
 
@@ -148,15 +149,26 @@ class ModelFolder:
         return self._json(f"mllm/{name}") if only_in_mllm else self.config("processor")
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a `tokenizer_folder`."""
+        return self._find_tokenizer() is not None
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder with tokenizer.json, or vocab.json and merges.txt: processor/, else mllm/."""
+        found = self._find_tokenizer()
+        if found is None:
+            raise CheckpointError(
+                f"{self.name} has no tokenizer (processor/tokenizer.json, or vocab.json and merges.txt there); {_WHERE}"
+            )
+        return found
+
+    def _find_tokenizer(self) -> Path | None:
         for part in ("processor", "mllm"):
             folder = self.path / part
             if any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
                 return folder
-        raise CheckpointError(
-            f"{self.name} has no tokenizer (processor/tokenizer.json, or vocab.json and merges.txt there); {_WHERE}"
-        )
+        return None
 
     def _index(self, part: str) -> dict[str, str]:
         """Tensor name -> file name from the part's index, empty if it has none."""

@@ -42,8 +42,8 @@ def dequantise(state: Mapping[str, Tensor], dtype: torch.dtype, source: str = "t
                 tensor = (tensor.to(torch.float32) * _spread(scale, tensor, name, source)).to(dtype)
         elif scale is not None:
             raise CheckpointError(
-                f"{source} stores {name} as {tensor.dtype} with a scale, which is not fp8; load it in ComfyUI, or get "
-                "the fp16 file"
+                f"{source} stores {name} as {tensor.dtype} with a scale, which is not fp8; load it with ComfyUI's own "
+                "loaders, or get the fp16 file"
             )
         elif floating(tensor):
             tensor = tensor.to(dtype)
