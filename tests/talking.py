@@ -55,7 +55,8 @@ def says(monkeypatch, assistant: Assistant, *answers: str, spelled: bool = False
     for answer in answers:
         for part in answer if spelled else [answer]:
             tokens += assistant.tokenizer.encode(part)
-        tokens.append(assistant.tokenizer.special.im_end)
+        if not tokens or tokens[-1] not in assistant.tokenizer.special.stop or not answer:
+            tokens.append(assistant.tokenizer.special.im_end)
 
     def scripted(hidden, head=None):
         scores = torch.zeros_like(logits(hidden, head))

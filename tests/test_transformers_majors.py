@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = ROOT / ".host" / "transformers-4.50"
-TESTS = ["tests/test_mllm.py", "tests/test_prompts.py", "tests/test_vision.py"]
+TESTS = [
+    "tests/test_mllm.py", "tests/test_prompts.py", "tests/test_vision.py",
+    "tests/test_generation.py", "tests/test_understanding.py", "tests/test_chat.py",
+]  # fmt: skip
 
 
 def run_with_oldest(*arguments: str) -> subprocess.CompletedProcess:
