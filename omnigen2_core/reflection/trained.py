@@ -22,12 +22,11 @@ from typing import Callable, Sequence
 from PIL import Image
 
 from ..assistant import Assistant, OnStep
-from ..prompts import chat_prompt
+from ..prompts import IMAGE_PLACE, chat_prompt
 from .answers import clean
 from .opinion import Earlier, Reflection
 from .task import Task
 
-PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 ANNOUNCEMENT = "<|img|>"
 
 
@@ -50,9 +49,9 @@ def sequence(task: Task, picture: Image.Image, earlier: Earlier = ()) -> tuple[s
     pictures = list(task.references)
     for before, reflection in earlier:
         said = "\n".join(dict.fromkeys(filter(None, (reflection.problem, reflection.correction))))
-        chat += f"{PICTURE}{said}{ANNOUNCEMENT}"
+        chat += f"{IMAGE_PLACE}{said}{ANNOUNCEMENT}"
         pictures.append(before)
-    return chat + PICTURE, [*pictures, picture]
+    return chat + IMAGE_PLACE, [*pictures, picture]
 
 
 def read(written: Written) -> Reflection:
