@@ -107,6 +107,22 @@ def test_an_alpha_in_pefts_adapter_config_holds_for_every_module(tmp_path, train
     assert {weights.scale for weights in load_lora(tmp_path / "adapter_model.safetensors").modules.values()} == {0.5}
 
 
+def test_alphas_of_single_modules_and_of_rank_stabilised_loras_are_those_of_peft():
+    state = {}
+    for name in ("layers.0.attn.to_q", "layers.1.attn.to_q", "layers.1.attn.to_k"):
+        state |= {f"{name}.lora_A.weight": torch.zeros(4, 6), f"{name}.lora_B.weight": torch.zeros(6, 4)}
+    settings = {"lora_alpha": 8, "alpha_pattern": {"1.attn.to_q": 2, "to_k": 12}}
+    scales = {name: lora.scale for name, lora in normalise_lora(state, settings=settings).modules.items()}
+    assert scales == {"layers.0.attn.to_q": 2.0, "layers.1.attn.to_q": 0.5, "layers.1.attn.to_k": 3.0}
+    stabilised = normalise_lora(state, settings={"lora_alpha": 8, "use_rslora": True})
+    assert {lora.scale for lora in stabilised.modules.values()} == {8 / 4**0.5}
+
+
+def test_settings_that_make_no_sense_are_refused(trained):
+    with pytest.raises(LoRAError, match="is 'much'"):
+        normalise_lora(trained, settings={"lora_alpha": "much"})
+
+
 def test_host_names_are_the_ones_that_core_maps(trained):
     names = to_host_names(normalise_lora(kohya(trained, alpha=4)))
     assert torch.equal(

@@ -145,7 +145,7 @@ def normalise_lora(
 
     shapes: weight shape [out, in] of each module of the model (`linear_shapes`); with it, a LoRA made for another size
         is refused and modules the model lacks count as unmatched.
-    settings: PEFT's adapter settings; their `lora_alpha` holds for modules without an alpha key.
+    settings: PEFT's adapter settings; what they say of alpha holds for modules without an alpha key.
     Raises `LoRAError` if nothing matches, if a module lacks its other half, or if the file is no plain LoRA.
     """
     found: dict[str, dict[str, Tensor]] = {}
@@ -157,13 +157,12 @@ def normalise_lora(
         else:
             found.setdefault(module, {})[role] = tensor
     _refuse_foreign(list(state), found, source)
-    alpha = _default_alpha(settings or {}, source)
     modules = {}
     for module, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             lacking = "lora_A (down)" if "down" not in parts else "lora_B (up)"
             raise LoRAError(f"{source} lacks {lacking} of {module}; it is incomplete, download it again")
-        modules[module] = _weights(module, parts, alpha, source)
+        modules[module] = _weights(module, parts, settings or {}, source)
         if shapes is not None:
             _check_size(module, modules[module], shapes[module], source)
     return LoRA(modules, tuple(unmatched))
@@ -228,14 +227,14 @@ def _module(name: str) -> str | None:
     return name if _MODULE.fullmatch(name) else None
 
 
-def _weights(module: str, parts: Mapping[str, Tensor], alpha: float | None, source: str) -> LoRAWeights:
+def _weights(module: str, parts: Mapping[str, Tensor], settings: Mapping, source: str) -> LoRAWeights:
     down, up = parts["down"], parts["up"]
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
         raise LoRAError(
             f"{source} has halves that do not fit at {module} ({list(up.shape)} and {list(down.shape)}); the file is "
             "damaged"
         )
-    return LoRAWeights(down, up, float(parts["alpha"]) if "alpha" in parts else alpha)
+    return LoRAWeights(down, up, float(parts["alpha"]) if "alpha" in parts else _alpha(settings, module, len(down), source))
 
 
 def _check_size(module: str, weights: LoRAWeights, shape: tuple[int, ...], source: str) -> None:
@@ -274,21 +273,21 @@ def _refuse_foreign(keys: list[str], found: Mapping, source: str) -> None:
     )
 
 
-def _default_alpha(settings: Mapping, source: str) -> float | None:
-    """The alpha of all modules without an alpha key; None if the settings name none."""
-    alpha = settings.get("lora_alpha")
+def _alpha(settings: Mapping, module: str, rank: int, source: str) -> float | None:
+    """What PEFT's settings say of a module's alpha; None if they say nothing.
+
+    `alpha_pattern` names modules by the ends of their names. A rank-stabilised LoRA divides alpha by the root of the
+    rank, so its alpha counts that much more.
+    """
+    named = settings.get("alpha_pattern") or {}
+    alpha = next((value for end, value in named.items() if f".{module}".endswith(f".{end}")), settings.get("lora_alpha"))
     if alpha is None:
         return None
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise LoRAError(
-            f"{source} has adapter settings that make no sense (lora_alpha is {alpha!r}); download it again"
+            f"{source} has adapter settings that make no sense (alpha of {module} is {alpha!r}); download it again"
         )
-    if settings.get("use_rslora"):
-        raise LoRAError(
-            f"{source} is a rank-stabilised LoRA (use_rslora), which no loader here scales rightly; save it with "
-            "alpha keys"
-        )
-    return float(alpha)
+    return float(alpha) * (rank**0.5 if settings.get("use_rslora") else 1.0)
 
 
 def _settings_beside(path: Path) -> dict | None:
