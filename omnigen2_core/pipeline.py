@@ -21,6 +21,7 @@ from .errors import PromptError, ReferenceImageError, SizeError
 from .guidance import Branch, Guidance, guided_denoiser
 from .images import from_pixels, output_size, reference_pixels, reference_size, to_rgb
 from .mllm import Qwen2_5_VL, build_mllm, encode_text, load_mllm_state_dict
+from .precision import default_dtype
 from .profile import ModelProfile
 from .prompts import DEFAULT_NEGATIVE_PROMPT, OmniGen2Tokenizer, generation_prompt
 from .sampler import StepCallback, sample
@@ -75,14 +76,14 @@ class OmniGen2Pipeline:
         Args:
             path: Folder with transformer/, vae/, mllm/ and processor/.
             device: The default is CUDA where there is it, else the CPU.
-            dtype: Of the transformer. The default is bf16 on CUDA, fp32 elsewhere. With fp16, which the other
-                parts would overflow in, the autoencoder takes fp32 and the encoder bf16.
+            dtype: Of the transformer. The default is bf16 on a graphics card that has it, else fp32. With fp16, which
+                the other parts would overflow in, the autoencoder takes fp32 and the encoder bf16.
 
         Raises:
             CheckpointError: A part is missing, damaged, or another model's.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        dtype = dtype or default_dtype(device)
         folder = ModelFolder(path)
         folder.check()
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype

@@ -95,3 +95,13 @@ def _largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 def precision_for(dtype: torch.dtype, attention: Attention | None = None) -> Precision:
     """The way to compute in `dtype` (fp32, bf16, fp16 or fp64) with the given attention, or PyTorch's for None."""
     return HalfPrecision(attention) if dtype is torch.float16 else Precision(dtype, attention)
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """bf16 on a graphics card that computes in it, else fp32."""
+    kind = torch.device(device).type
+    has_bf16 = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "mps": lambda: torch.backends.mps.is_macos_or_newer(14, 0),
+    }.get(kind, lambda: False)
+    return torch.bfloat16 if has_bf16() else torch.float32

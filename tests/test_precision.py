@@ -4,7 +4,7 @@ import pytest
 import torch
 from dit_golden import DitCases, relative_rms, tiny_dit
 
-from omnigen2_core.precision import HalfPrecision, Precision, precision_for
+from omnigen2_core.precision import HalfPrecision, Precision, default_dtype, precision_for
 
 # For each place the weights that are scaled, and the largest value they then hold.
 OVERFLOWS = {
@@ -63,3 +63,11 @@ def test_other_dtypes_compute_plainly(dtype):
     precision = precision_for(dtype)
     assert type(precision) is Precision and precision.stream is dtype
     assert type(precision_for(torch.float16)) is HalfPrecision
+
+
+def test_bf16_is_the_default_where_the_device_has_it(monkeypatch):
+    assert default_dtype("cpu") == torch.float32
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor, has=has: has)
+        assert default_dtype("cuda:1") == default_dtype("mps") == dtype
