@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts as the model takes them: ids and mask [B, L] padded on the left, pixels and grids of all images in order."""
+    """Prompts as the model takes them: ids and mask [B, L] padded on the left, pixels and grids of all images."""
 
     ids: Tensor
     mask: Tensor
@@ -159,4 +159,6 @@ class Assistant:
 def check_image_count(count: int) -> None:
     """Raises ReferenceImageError for more pictures than one message may have."""
     if count > MAX_IMAGES:
-        raise ReferenceImageError(f"Got {count} images for one message; the model takes at most {MAX_IMAGES}. Remove some.")
+        raise ReferenceImageError(
+            f"Got {count} images for one message; the model takes at most {MAX_IMAGES}. Remove some."
+        )

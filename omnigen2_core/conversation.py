@@ -70,7 +70,9 @@ class Turn:
             raise ConversationError(f"The images are {_short(self.images)}; they must be a list of file names.")
         object.__setattr__(self, "images", tuple(self.images))
         if len(self.images) > MAX_IMAGES:
-            raise ConversationError(f"There are {len(self.images)} images; one turn may have {MAX_IMAGES}, so remove some.")
+            raise ConversationError(
+                f"There are {len(self.images)} images; one turn may have {MAX_IMAGES}, so remove some."
+            )
         for name in self.images:
             _check_name(name)
         dropped = self.images_dropped
@@ -101,7 +103,9 @@ class Conversation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns))
         if len(self.turns) > MAX_TURNS:
-            raise ConversationError(f"The conversation has {len(self.turns)} turns; at most {MAX_TURNS} fit.")
+            raise ConversationError(
+                f"The conversation has {len(self.turns)} turns; at most {MAX_TURNS} fit. Begin a new one."
+            )
         for number, turn in enumerate(self.turns):
             expected = (Role.USER, Role.ASSISTANT)[number % 2]
             if turn.role is not expected:
@@ -132,13 +136,15 @@ class Conversation:
         if not text.strip():
             return cls()
         if len(text) > MAX_JSON:
-            raise ConversationError(f"The conversation's JSON has {len(text)} characters; at most {MAX_JSON} are read.")
+            raise ConversationError(
+                f"The conversation has {len(text)} characters of JSON; at most {MAX_JSON} are read. Begin a new one."
+            )
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConversationError(
-                f"The conversation is no JSON: {error.msg} in line {error.lineno}, column {error.colno}. Correct it, or "
-                "empty it to begin anew."
+                f"The conversation is no JSON: {error.msg} in line {error.lineno}, column {error.colno}. Correct it, "
+                "or empty it to begin anew."
             ) from error
         except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
             raise ConversationError("The conversation's JSON is no conversation; empty it to begin anew.") from error

@@ -24,17 +24,17 @@ DRAW = """Rewrite this request as a detailed prompt for one picture:
 
 Write in English, whatever the language of the request. Keep every subject, number, colour, place and style that it \
 names, and contradict nothing. Leave words in quotation marks as they are. Add what the request leaves open and a \
-painter would need: how the subjects look, the surroundings, the composition, the light, the style. Write one paragraph \
-of at most {words} words, and nothing else."""
+painter would need: how the subjects look, the surroundings, the composition, the light, the style. Write one \
+paragraph of at most {words} words, and nothing else."""
 
 WITH_REFERENCES = """{images} given to an image generator together with this request:
 {request}
 
-Look at what is given, and rewrite the request as a detailed instruction. Write in English, whatever the language of the \
-request. Call the images by their numbers, as in "the dog from image 1", and describe what is meant in each so that it \
-cannot be mistaken for anything else there. Say exactly what changes or comes together, and where. Ask for no change \
-that the request does not ask for, and leave words in quotation marks as they are. Write one paragraph of at most \
-{words} words, and nothing else."""
+Look at what is given, and rewrite the request as a detailed instruction. Write in English, whatever the language of \
+the request. Call the images by their numbers, as in "the dog from image 1", and describe what is meant in each so \
+that it cannot be mistaken for anything else there. Say exactly what changes or comes together, and where. Ask for no \
+change that the request does not ask for, and leave words in quotation marks as they are. Write one paragraph of at \
+most {words} words, and nothing else."""
 
 WORDS = 120
 MAX_NEW_TOKENS = 320
@@ -46,7 +46,7 @@ _QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("「", "」"))
 
 @dataclass(frozen=True)
 class Enhanced:
-    """A rewritten prompt. `tokens` are those that the encoder reads, template included; `notes` tell what went wrong."""
+    """A rewritten prompt. `tokens` are all that the encoder reads, template included; `notes` tell what went wrong."""
 
     text: str
     tokens: int

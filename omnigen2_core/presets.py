@@ -54,8 +54,8 @@ PRESETS = {
     ),
     "objects": Preset(
         "List objects with places",
-        "List every object in this image, one a line. Write for each what it is, a colon, and where in the image it is, "
-        "such as top left, centre or bottom right. Write nothing else.",
+        "List every object in this image, one a line. Write for each what it is, a colon, and where in the image it "
+        "is, such as top left, centre or bottom right. Write nothing else.",
         max_new_tokens=512,
     ),
     "read_text": Preset(

@@ -34,7 +34,11 @@ def by_parts(conversation):
 # As JSON
 
 
-@pytest.mark.parametrize("conversation", [Conversation(), FOX, Conversation(FOX.turns[:1]), without_images(FOX, {"in/sketch 1.png"})])
+@pytest.mark.parametrize(
+    "conversation",
+    [Conversation(), FOX, Conversation(FOX.turns[:1]), without_images(FOX, {"in/sketch 1.png"})],
+    ids=["empty", "two exchanges", "a message", "a dropped image"],
+)
 def test_it_survives_json(conversation):
     text = conversation.to_json()
     assert Conversation.from_json(text) == conversation
@@ -80,7 +84,7 @@ def first_turn(**values):
         ("{", "is no JSON: .* in line 1, column 2"),
         ("[" * 100_000, "is no conversation; empty it"),
         ('{"version": ' + "1" * 5000 + "}", "is no conversation; empty it"),
-        (" " + "x" * 8_000_000, "has 8000001 characters; at most"),
+        (" " + "x" * 8_000_000, "has 8000001 characters of JSON; at most"),
         ("[]", r"It is \[\]; it must be a JSON object"),
         ("null", "It is None; it must be"),
         (document(format=None), "It lacks format"),

@@ -8,7 +8,9 @@ from omnigen2_core.enhance import count_tokens, enhance_prompt, fit_prompt
 from omnigen2_core.errors import PromptError, ReferenceImageError
 from omnigen2_core.prompts import OmniGen2Tokenizer
 
-LONG = 'A fox, 3.5 feet long, sits in the snow. Its sign says "Go home!" in red. Behind it stands a blue barn. It is dusk.'
+LONG = (
+    'A fox, 3.5 feet long, sits in the snow. Its sign says "Go home!" in red. Behind it stands a blue barn. It is dusk.'
+)
 CHINESE = "一只红色的狐狸坐在雪地里。它的身后是一座蓝色的谷仓！天色已晚。"
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from make_checkpoints import golden_config
 from PIL import Image
 from talking import golden_assistant, says
 
@@ -61,8 +62,9 @@ def test_prompts_are_the_references_padded_on_the_left(assistant):
 
 
 def test_every_image_changes_the_answer(assistant):
-    answers = [ask(assistant, "what is it?", [[picture(56, 56, seed)]], max_new_tokens=12)[0].tokens for seed in range(3)]
-    assert len(set(answers)) == 3
+    images = [[picture(56, 56, seed)] for seed in range(3)]
+    answers = ask(assistant, ["what is it?"] * 3, images, max_new_tokens=12)
+    assert len({answer.tokens for answer in answers}) == 3
 
 
 def test_images_count_as_people_see_them(assistant):
@@ -133,17 +135,11 @@ def test_what_cannot_be_asked_is_refused(assistant, arguments, error, message):
 
 
 def test_an_encoder_without_eyes_answers_questions_and_refuses_pictures(golden, assistant):
-    blind = build_mllm(assistant_config(golden), dtype=torch.float32, device="cpu", vision=False)
+    blind = build_mllm(golden_config(golden, "mllm"), dtype=torch.float32, device="cpu", vision=False)
     blind = Assistant(blind.requires_grad_(False), assistant.tokenizer)
     assert len(ask(blind, "hello", max_new_tokens=2)) == 1
     with pytest.raises(CheckpointError, match="cannot look at images"):
         ask(blind, "what is it?", [[picture(30, 30)]])
-
-
-def assistant_config(golden):
-    from make_checkpoints import golden_config
-
-    return golden_config(golden, "mllm")
 
 
 @pytest.mark.parametrize("name", PRESETS)
