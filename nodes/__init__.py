@@ -10,6 +10,7 @@ from .host.replacements import register_replacements
 from .loaders import OmniGen2LoadDiffusionModel, OmniGen2LoadEncoder, OmniGen2LoadFolder, OmniGen2LoadVAE
 from .lora import OmniGen2LoadLoRA
 from .sampling import OmniGen2Guider, OmniGen2Sample, OmniGen2Sigmas
+from .understanding import OmniGen2Ask, OmniGen2EnhancePrompt
 
 NODES: list[type[io.ComfyNode]] = [
     OmniGen2LoadFolder,
@@ -21,6 +22,8 @@ NODES: list[type[io.ComfyNode]] = [
     OmniGen2Sample,
     OmniGen2Guider,
     OmniGen2Sigmas,
+    OmniGen2Ask,
+    OmniGen2EnhancePrompt,
 ]
 
 

@@ -10,6 +10,9 @@ from comfy_api.latest import io
 NOTES = "omnigen2_notes"
 
 
-def output_with_notes(*values: Any, notes: Iterable[str] = ()) -> io.NodeOutput:
-    """A node's outputs with the notes of this run. An empty list is sent too, so that old notes disappear."""
-    return io.NodeOutput(*values, ui={NOTES: list(dict.fromkeys(notes))})
+def output_with_notes(*values: Any, notes: Iterable[str] = (), **ui: Any) -> io.NodeOutput:
+    """A node's outputs with the notes of this run and what else it reports to the canvas.
+
+    An empty list of notes is sent too, so that old ones disappear.
+    """
+    return io.NodeOutput(*values, ui={NOTES: list(dict.fromkeys(notes)), **ui})

@@ -19,14 +19,18 @@ def collect_pictures(slots: dict[str, torch.Tensor | None] | None, limit: int) -
 
     Raises ReferenceImageError for more than `limit` of them.
     """
-    batches = [slots[name] for name in sorted(slots or {}, key=_slot_number) if slots[name] is not None]
-    count = sum(batch.shape[0] for batch in batches)
+    count = sum(batch.shape[0] for batch in _batches(slots))
     if count > limit:
         raise ReferenceImageError(
             f"{count} reference images are connected (every image of a batch counts), but the model reads at most "
             f"{limit}; remove {count - limit} of them."
         )
-    return [to_rgb(to_pil(image)) for batch in batches for image in batch]
+    return all_pictures(slots)
+
+
+def all_pictures(slots: dict[str, torch.Tensor | None] | None) -> list[Image.Image]:
+    """As `collect_pictures`, however many they are."""
+    return [to_rgb(to_pil(image)) for batch in _batches(slots) for image in batch]
 
 
 def require_vae(vae: Any) -> None:
@@ -48,6 +52,10 @@ def encode_reference(vae: Any, picture: Image.Image, *, max_pixels: int, max_sid
     """One picture as its mean latents [1, 16, h, w] in the VAE's own scale, sized by the reference's rule."""
     width, height = reference_size(*picture.size, max_pixels=max_pixels, max_side=max_side, multiple=multiple)
     return vae.encode(to_image_tensor(resize(picture, width, height)))
+
+
+def _batches(slots: dict[str, torch.Tensor | None] | None) -> list[torch.Tensor]:
+    return [slots[name] for name in sorted(slots or {}, key=_slot_number) if slots[name] is not None]
 
 
 def _slot_number(name: str) -> int:

@@ -27,7 +27,7 @@ from template_graphs import FILES, built_in_parts, built_in_settings, encode, pu
 IMAGES = ROOT / "web" / "docs" / "images"
 REFERENCE = "picture.png"
 LARGEST = 40_000
-"""Bytes of a picture: nine of them are fetched with every clone."""
+"""Bytes of a picture: one for each node is fetched with every clone."""
 WIDEST = 900
 MARGIN, BADGE = 14, 30
 """Pixels around the nodes, and above them, where the frontend names the pack."""
@@ -112,6 +112,26 @@ def load_lora() -> HelpPicture:
     return picture("OmniGen2LoadLoRA", graph, Row(loader, lora, graph.add("OmniGen2Sample", model=lora["model"])), runs=False)
 
 
+def ask() -> HelpPicture:
+    graph = Graph("")
+    parts = built_in_parts(graph)
+    loaded = graph.add("LoadImage", box=(260, 260), image=REFERENCE)
+    asked = graph.add("OmniGen2Ask", box=(360, 420), clip=parts.clip, question="What color is the circle?", images__image_1=loaded["IMAGE"],
+                      seed=1, control_after_generate="fixed")
+    return picture("OmniGen2Ask", graph, Row(Column(graph.nodes[0], loaded), asked))
+
+
+def enhance_prompt() -> HelpPicture:
+    """Without a run: the built-in model has no words for more than its shapes."""
+    graph = Graph("")
+    parts = built_in_parts(graph)
+    enhanced = graph.add("OmniGen2EnhancePrompt", box=(360, 480), clip=parts.clip, prompt="a fox in the snow", seed=1, control_after_generate="fixed")
+    encoded = encode(graph, parts, "", box=(300, 360))
+    encoded.values.pop("prompt")
+    encoded.links["prompt"] = enhanced["prompt"]
+    return picture("OmniGen2EnhancePrompt", graph, Row(graph.nodes[0], enhanced, encoded), runs=False)
+
+
 def _drawing(graph: Graph, parts, prompt: str, reference=None) -> tuple[Node, Node, Node, Node]:
     settings = built_in_settings()
     encoded = encode(graph, parts, prompt, [reference] if reference else [], negative_prompt="", box=(320, 360),
@@ -132,6 +152,8 @@ PICTURES = {
     "OmniGen2LoadEncoder": lambda: published("OmniGen2LoadEncoder"),
     "OmniGen2LoadVAE": lambda: published("OmniGen2LoadVAE"),
     "OmniGen2LoadLoRA": load_lora,
+    "OmniGen2Ask": ask,
+    "OmniGen2EnhancePrompt": enhance_prompt,
 }
 
 BOUNDS = """(ids) => {

@@ -52,7 +52,8 @@ class Result:
     """What came of one prompt.
 
     status: "success", "error" or "interrupted". executed and cached: node ids. ui: what each node
-    reported for the canvas. previews: pictures sent while sampling. events: all messages in order.
+    reported for the canvas. previews: pictures sent while sampling. texts: (node, text) as shown on nodes
+    while they run. events: all messages in order.
     """
 
     prompt_id: str
@@ -63,6 +64,7 @@ class Result:
     error: str = ""
     error_node: str = ""
     previews: list[Image.Image] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
     events: list[tuple[str, dict]] = field(default_factory=list)
 
     def progress(self, node: str) -> list[tuple[int, int]]:
@@ -346,6 +348,9 @@ def _read_binary(message: bytes, result: Result) -> None:
     event, = struct.unpack(">I", message[:4])
     if event == 1:  # a preview: four more bytes for the picture's format, then the file
         result.previews.append(Image.open(io.BytesIO(message[8:])).convert("RGB"))
+    elif event == 3:  # text: the length of the node's id, the id, the text
+        length, = struct.unpack(">I", message[4:8])
+        result.texts.append((message[8:8 + length].decode(), message[8 + length:].decode()))
 
 
 def _free_port() -> int:

@@ -1,0 +1,120 @@
+"""Testing nodes for what the encoder writes."""
+import gc
+import json
+import sys
+import time
+
+import torch
+
+from comfy.text_encoders.omnigen2 import Omnigen2Model
+
+
+class TestWrites:
+    """A CLIP that writes `text` whatever it is asked, and takes at least so many seconds for every token."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",), "text": ("STRING", {"default": ""}), "seconds": ("FLOAT", {"default": 0.0})}}
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "write"
+    CATEGORY = "testing"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")  # an interrupted one would go on where it stopped
+
+    def write(self, clip, text, seconds):
+        clip, tokenizer = clip.clone(), clip.tokenizer.tokenizer
+        vocabulary = clip.cond_stage_model.transformer.config.text["vocab_size"]
+        tokens = [*tokenizer.encode(text), tokenizer.special.im_end]
+        following = []
+
+        def logits(hidden, head_weight=None):
+            time.sleep(seconds)
+            if not following:
+                following.extend(tokens)
+            scores = torch.zeros(len(hidden), vocabulary, device=hidden.device)
+            scores[:, following.pop(0)] = 100.0
+            return scores
+
+        clip.patcher.add_object_patch("transformer.logits", logits)
+        return (clip,)
+
+
+class TestCoreClip:
+    """The CLIP with an encoder of the class that ComfyUI's own loader uses, and nothing in it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",)}}
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "swap"
+    CATEGORY = "testing"
+
+    def swap(self, clip):
+        clip = clip.clone()
+        clip.cond_stage_model = Omnigen2Model.__new__(Omnigen2Model)
+        return (clip,)
+
+
+class TestTexts:
+    """A list of texts, one a line."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"lines": ("STRING", {"default": "", "multiline": True})}}
+
+    RETURN_TYPES = ("STRING",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "split"
+    CATEGORY = "testing"
+
+    def split(self, lines):
+        return (lines.splitlines(),)
+
+
+class TestCountCaches:
+    """How many caches of keys and values are in this server's memory."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "count"
+    CATEGORY = "testing"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def count(self):
+        caches = sum(type(thing).__name__ == "DynamicCache" for thing in gc.get_objects())
+        return {"ui": {"record": [json.dumps({"caches": caches})]}}
+
+
+class TestWritingMemory:
+    """The bytes that the pack asks of ComfyUI beside the weights before it writes."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",), "prompt": ("STRING", {"default": ""}), "answers": ("INT", {"default": 1}),
+                             "max_length": ("INT", {"default": 1, "max": 1 << 20})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "estimate"
+    CATEGORY = "testing"
+
+    def estimate(self, clip, prompt, answers, max_length):
+        encoder, tokenizer = clip.cond_stage_model, clip.tokenizer
+        pack = type(encoder).__module__.rpartition(".")[0]
+        rows = [[(token, 1.0) for token in tokenizer.tokenizer.encode(prompt)]] * answers
+        needed = sys.modules[f"{pack}.assistant"].writing_memory(encoder, tokenizer, rows, max_length)
+        return {"ui": {"record": [json.dumps({"bytes": needed})]}}
+
+
+NODES = {node.__name__: node for node in (TestWrites, TestCoreClip, TestTexts, TestCountCaches, TestWritingMemory)}
