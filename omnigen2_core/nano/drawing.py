@@ -47,9 +47,9 @@ is decided close to noise, and that is what has to be learnt."""
 class Mix:
     """Samples of each kind in a step, and how often something other than the default size is drawn."""
 
-    text_to_image: int = 24
-    edits: int = 28
-    compositions: int = 16
+    text_to_image: int = 28
+    edits: int = 36
+    compositions: int = 8
     other_sizes: float = 0.08
 
 
@@ -134,7 +134,7 @@ class Examples:
     def _renew(self, rng: random.Random) -> None:
         rows = []
         for _ in range(self.ROWS["text_to_image"]):
-            scene = rng.choice(self.scenes[rng.choice((1, 2, 2, 2, 3, 3))])
+            scene = rng.choice(self.scenes[rng.choice((1, 2, 2, 3, 3, 3))])
             rows.append(Row(self._ids(w.describe(rng, vaguer(rng, scene))), scene))
         self.pools["text_to_image"] = Pool(rows)
         rows = []

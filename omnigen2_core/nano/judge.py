@@ -111,7 +111,8 @@ def matches(seen: Scene | None, wanted: Scene) -> bool:
 def preserved(picture: np.ndarray, source: np.ndarray, changed_places: set[int], ground_changed: bool) -> bool:
     """Whether everything that an edit should leave alone is as in the source picture of the same size.
 
-    Cells outside `changed_places` must agree pixel by pixel; if the ground was to change, the things on it must agree.
+    Cells outside `changed_places` must agree pixel by pixel; if the ground was to change, the things on it must agree,
+    but for their outermost pixels, into which an autoencoder mixes the ground.
     """
     height, width = source.shape[:2]
     for place in set(range(len(PLACES))) - changed_places:
@@ -121,11 +122,17 @@ def preserved(picture: np.ndarray, source: np.ndarray, changed_places: set[int],
             before = look_at(source, place)
             if before is None:
                 continue
-            inside = coverage(before.shape, before.size, place, width, height) > 0.99
+            inside = _interior(coverage(before.shape, before.size, place, width, height) > 0.99)
             new, old = new[inside], old[inside]
         if np.abs(new.astype(np.float32) - old).mean() / 255 > PRESERVED_TOLERANCE:
             return False
     return True
+
+
+def _interior(mask: np.ndarray) -> np.ndarray:
+    """Those pixels of a mask [height, width] whose four neighbours belong to it too."""
+    padded = np.pad(mask, 1)
+    return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
 
 def look_at(picture: np.ndarray, place: int) -> Thing | None:
