@@ -36,7 +36,7 @@ PUBLISHED: dict[str, tuple[list[str], str]] = {
         ["A large white circle in the middle on a blue background", "A large red cross on the left on a white background", "A small yellow square at the top on a black background"],
         "Put the shape from image 1 on the left, the shape from image 2 in the middle and the shape from image 3 on the right on a green background",
     ),
-    "OmniGen2-masked-edit": (["A large green square on the left and a large red diamond on the right on a white background"], "Change the background to blue"),
+    "OmniGen2-masked-edit": (["A large green square on the left and a large red diamond on the right on a white background"], "Make the red diamond purple"),
     "OmniGen2-LoRA": (
         ["A large yellow diamond in the middle on a black background", "A large blue triangle in the middle on a white background"],
         "Put the shape from image 1 at the top right and the shape from image 2 at the bottom left on a purple background",
