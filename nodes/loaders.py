@@ -8,7 +8,7 @@ import comfy.model_patcher
 import comfy.sd
 from comfy_api.latest import io
 
-from ..omnigen2_core.checkpoints import FileKind, ModelFolder
+from ..omnigen2_core.checkpoints import PARTS, FileKind, ModelFolder
 from ..omnigen2_core.transformer import OmniGen2Config
 from .host import files
 from .host.clip import ENCODER_DTYPES, load_clip
@@ -199,7 +199,7 @@ class OmniGen2LoadFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder, dtype="auto") -> io.NodeOutput:
-        ModelFolder(files.resolve_folder(folder)).check()
+        ModelFolder(files.resolve_folder(folder)).check(PARTS)
         # The encoder never computes in fp16, which overflows in it.
         encoder_dtype = dtype if dtype in ENCODER_DTYPES else "auto"
         return io.NodeOutput(
@@ -233,6 +233,7 @@ def _model(
         part.weights(),
         config,
         part.profile,
+        source=part.source,
         weight_dtype=dtype,
         metadata=part.metadata,
         reload=(_model, (read, place, name, dtype)),

@@ -233,8 +233,7 @@ def _prepared(
     """The weights in core's present form of quantisation, where they are quantised, and the layer classes for them."""
     weights, _ = comfy.utils.convert_old_quants(part.weights(), metadata=dict(part.metadata))
     quantise = quantise or comfy.model_management.text_encoder_dtype(device) is torch.float8_e4m3fn
-    if quantise or any(tensor.dtype is torch.float8_e4m3fn for tensor in weights.values()):
-        weights = with_fp8_scales(weights, quantise=quantise)
+    weights = with_fp8_scales(weights, quantise=quantise, source=part.source)
     quantisation = comfy.utils.detect_layer_quantization(weights, "")
     if quantisation is None:
         return weights, comfy.ops.manual_cast

@@ -122,13 +122,15 @@ def fingerprint(*paths: str | os.PathLike | None) -> str:
 
 
 def _folders_below(root: Path, depth: int) -> list[Path]:
-    if depth == 0 or not root.is_dir():
+    if depth == 0:
         return []
     found = []
-    for child in root.iterdir():
-        if not child.is_dir():
-            continue
-        if (child / "transformer").is_dir():
+    try:
+        children = [child for child in root.iterdir() if os.path.isdir(child)]
+    except OSError:  # not there, or not to be read by this user: nothing that could be listed
+        return []
+    for child in children:
+        if os.path.isdir(child / "transformer"):
             found.append(child)
         else:
             found.extend(_folders_below(child, depth - 1))

@@ -18,6 +18,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
+from ...omnigen2_core.checkpoints import dequantise
 from ...omnigen2_core.errors import CheckpointError
 from ...omnigen2_core.profile import PUBLISHED, ModelProfile
 from ...omnigen2_core.transformer import OmniGen2Config, OmniGen2Transformer
@@ -37,7 +38,11 @@ SUPPORTED_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 # Weights above this size keep the file's dtype in memory even where the device computes in a wider one.
 LARGE_BYTES = 1 << 30
-FP8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+FP8 = torch.float8_e4m3fn
+FP8_LARGEST = torch.finfo(FP8).max
+# How names of scales end, newer and older: those of the weight beside them, and what full-precision products do not need.
+WEIGHT_SCALES = ("weight_scale", "scale_weight")
+UNUSED_SCALES = ("input_scale", "scale_input", "scaled_fp8")
 
 
 class OmniGen2ModelConfig(comfy.supported_models.Omnigen2):
@@ -88,6 +93,7 @@ def load_diffusion_model(
     config: OmniGen2Config,
     profile: ModelProfile = PUBLISHED,
     *,
+    source: str = "this file",
     weight_dtype: str = "auto",
     metadata: Mapping[str, str] | None = None,
     reload: tuple[Callable, tuple] | None = None,
@@ -98,6 +104,7 @@ def load_diffusion_model(
     Args:
         state_dict: Published parameter names; fp8 with or without scales, in any of the forms ComfyUI knows.
         config, profile: Shape of the transformer, and what suits the weights.
+        source: How messages name the weights.
         weight_dtype: One of WEIGHT_DTYPES. "auto" is bf16 where the device computes in it. "fp8_e4m3fn" stores the
             matrices in 8 bits, with a scale for each, and computes in the automatic dtype.
         metadata: The file's header entries, where ComfyUI notes quantised layers.
@@ -105,19 +112,22 @@ def load_diffusion_model(
             `disable_dynamic`. ComfyUI needs it to compile the model, or to run it on several devices.
         disable_dynamic: ComfyUI asks for a patcher that does not page weights in and out.
 
-    Raises CheckpointError if weights are missing or of another shape.
+    Raises CheckpointError if weights are missing, of another shape, or stored in a form that is not known here.
     """
     state_dict, _ = comfy.utils.convert_old_quants(dict(state_dict), "", metadata=dict(metadata or {}))
-    check_weights(state_dict, config)
+    check_weights(state_dict, config, source)
+    load_device = comfy.model_management.get_torch_device()
     if weight_dtype == "auto" and _automatic_dtype(state_dict).itemsize == 1:
         # ComfyUI was started with a flag such as --fp8_e4m3fn-unet.
         weight_dtype = "fp8_e4m3fn"
-    if weight_dtype == "fp8_e4m3fn" or torch.float8_e4m3fn in {tensor.dtype for tensor in state_dict.values()}:
-        state_dict = with_fp8_scales(state_dict, quantise=weight_dtype == "fp8_e4m3fn")
+    state_dict = with_fp8_scales(state_dict, quantise=weight_dtype == "fp8_e4m3fn", source=source)
+    in_fp8 = {FP8, torch.float8_e5m2} & {tensor.dtype for tensor in state_dict.values()}
+    if in_fp8 and not comfy.model_management.supports_cast(load_device, FP8):
+        computes = comfy.model_management.unet_manual_cast(FP8, load_device, SUPPORTED_DTYPES)
+        state_dict = dequantise(state_dict, computes, source)
 
     model_config = OmniGen2ModelConfig(config, profile)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
-    load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     quantised = model_config.quant_config is not None
     storage, compute = choose_dtypes(state_dict, weight_dtype, load_device, quantised=quantised)
@@ -157,47 +167,61 @@ def _automatic_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
     )
 
 
-def check_weights(state_dict: Mapping[str, torch.Tensor], config: OmniGen2Config) -> None:
+def check_weights(state_dict: Mapping[str, torch.Tensor], config: OmniGen2Config, source: str) -> None:
     """Raises CheckpointError unless every weight of the transformer is there, in its shape."""
     expected = OmniGen2Transformer(config, device="meta").state_dict()
     missing = [name for name in expected if name not in state_dict]
     if missing:
         raise CheckpointError(
-            f"The transformer file lacks {len(missing)} of {len(expected)} weights (the first is {missing[0]}); "
-            "it is cut short or belongs to another model. Download it again."
+            f"{source} lacks {len(missing)} of {len(expected)} weights (the first is {missing[0]}); "
+            "it is cut short or belongs to another model, download it again"
         )
     for name, tensor in expected.items():
         found = state_dict[name]
         packed = f"{name.removesuffix('.weight')}.comfy_quant" in state_dict
         if found.shape != tensor.shape and not packed:
             raise CheckpointError(
-                f"The weight {name} has shape {list(found.shape)}, but config.json asks for {list(tensor.shape)}; "
-                "the weights and the config belong to different models."
+                f"{source} has {name} in shape {list(found.shape)}, but its config asks for {list(tensor.shape)}; "
+                "the weights and the config belong to different models"
             )
 
 
-def with_fp8_scales(state_dict: Mapping[str, torch.Tensor], *, quantise: bool) -> dict[str, torch.Tensor]:
+def with_fp8_scales(
+    state_dict: Mapping[str, torch.Tensor], *, quantise: bool, source: str = "this file"
+) -> dict[str, torch.Tensor]:
     """The same weights with each fp8 matrix in ComfyUI's quantised form: values, a scale and a format entry.
 
-    Matrices stored as bare fp8 get the scale 1, so that norms and biases keep their own precision. quantise: turn
-    the other matrices into fp8 too, scaled so that the largest value just fits.
+    Matrices stored as fp8 keep the scale that the file has for them, under either name in use, else they get the
+    scale 1. Those with a scale for each row, norms and biases are taken out of fp8. quantise: turn the other matrices
+    into fp8 too, scaled so that the largest value just fits. source: how messages name the weights.
+
+    Raises CheckpointError for scaled weights that are not fp8, or whose scales are for blocks.
     """
     settings = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
-    out = dict(state_dict)
+    out: dict[str, torch.Tensor] = {}
     for name, tensor in state_dict.items():
-        layer = name.removesuffix(".weight")
-        if layer == name or f"{layer}.comfy_quant" in state_dict:
+        layer, _, last = name.rpartition(".")
+        if f"{layer}.comfy_quant" in state_dict:
+            out[name] = tensor
             continue
-        if tensor.dtype == torch.float8_e4m3fn and tensor.ndim == 2:
-            scale = torch.ones(())
-        elif tensor.dtype == torch.float8_e4m3fn:
-            out[name] = tensor.float()
+        if last in WEIGHT_SCALES or last in UNUSED_SCALES:
             continue
-        elif quantise and tensor.ndim == 2:
-            scale = (tensor.abs().amax().float() / FP8_LARGEST).clamp_min(1e-12)
-            out[name] = (tensor.float() / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
+        names = [f"{layer}.{scale}" for scale in WEIGHT_SCALES] if last == "weight" else []
+        scales = {key: state_dict[key] for key in names if key in state_dict}
+        is_matrix = last == "weight" and tensor.ndim == 2
+        stays = tensor.dtype == FP8 and is_matrix and all(scale.numel() == 1 for scale in scales.values())
+        if not stays and (scales or tensor.dtype == FP8):
+            tensor = dequantise({name: tensor, **scales}, torch.bfloat16, source)[name]
+        if stays:
+            scale = next(iter(scales.values()), torch.ones(())).float().reshape(())
+        elif quantise and is_matrix:
+            values = tensor.float()
+            scale = (values.abs().amax() / FP8_LARGEST).clamp_min(1e-12)
+            tensor = (values / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(FP8)
         else:
+            out[name] = tensor
             continue
+        out[name] = tensor
         out[f"{layer}.weight_scale"] = scale
         out[f"{layer}.comfy_quant"] = torch.tensor(list(settings), dtype=torch.uint8)
     return out

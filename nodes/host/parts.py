@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import torch
 import comfy.utils
 
 from ...omnigen2_core.checkpoints import FileInfo, FileKind, ModelFolder, SingleFile, vae_to_diffusers
+from ...omnigen2_core.errors import CheckpointError
 from ...omnigen2_core.profile import ModelProfile
+
+_QUANTISED = "_quantization_metadata"
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,22 @@ class Part:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The safetensors metadata of all files together."""
-        return self.info.header.metadata
+        """The safetensors metadata of all files together; what is said there of quantised layers, by `weights`' names."""
+        described = self.info.embedded(_QUANTISED)
+        if described is None:
+            return self.info.header.metadata
+        layers = {name.removeprefix(self.info.prefix): how for name, how in described.get("layers", {}).items()}
+        return {**self.info.header.metadata, _QUANTISED: json.dumps({**described, "layers": layers})}
 
 
 def part_of_file(path: str | Path, kind: FileKind) -> Part:
     """The part that a single file holds. Raises CheckpointError, naming what the file is, unless it is of `kind`."""
     file = SingleFile(path, kind)
+    if file.path.suffix.lower() not in (".safetensors", ".sft"):
+        raise CheckpointError(
+            f"{file.path.name} is a safetensors file under another ending, which ComfyUI would read as a pickle; rename "
+            f"it to {file.path.stem}.safetensors"
+        )
     return Part(file.path.name, (file.path,), file.info, file.config, file.profile)
 
 

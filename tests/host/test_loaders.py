@@ -205,6 +205,19 @@ def test_clip_text_encode_gives_what_cores_own_encoder_gives(tmp_path, golden):
     assert all(row["mask"] == [1, row["length"]] for row in rows), rows
 
 
+def test_a_folder_without_a_tokenizer_reads_with_qwens_own(server, folder, golden):
+    encoder = write_encoder(server.models / "text_encoders" / "qwens.safetensors", golden)
+    name = "no tokenizer"
+    path = server.models / "diffusers" / name
+    shutil.copytree(server.models / "diffusers" / folder, path, ignore=shutil.ignore_patterns("processor", "mllm"))
+    (path / "mllm").mkdir()
+    shutil.copy(encoder, path / "mllm" / "model.safetensors")
+    with safe_open(encoder, "pt") as opened:
+        (path / "mllm" / "config.json").write_text(opened.metadata()["omnigen2_config"], encoding="utf-8")
+    expected = text(server, lambda graph: graph.add("OmniGen2LoadEncoder", text_encoder=encoder.name, dtype="auto")[0])
+    assert torch.equal(text(server, lambda graph: load_folder(graph, name)[1]), expected)
+
+
 # dtypes
 
 

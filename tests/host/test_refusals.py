@@ -1,6 +1,7 @@
 """Wrong files in a real server: every loader refuses them in one sentence, and works again afterwards."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -82,6 +83,11 @@ def test_truncated_and_pickled_files_are_named_as_such(server, refusal, golden, 
     assert "pickled" in message and "never loaded" in message
 
 
+def test_safetensors_under_the_ending_of_a_pickle_are_to_be_renamed(server, refusal, golden):
+    write_single(server.models / "vae" / "ae.pt", golden, "vae")
+    assert "rename it to ae.safetensors" in refusal("vae", "ae.pt")
+
+
 def test_files_in_the_wrong_loader_are_sent_to_the_right_one(server, refusal, golden):
     write_single(server.models / "vae" / "dit.safetensors", golden, "transformer")
     write_single(server.models / "diffusion_models" / "vae.safetensors", golden, "vae")
@@ -110,6 +116,16 @@ def test_an_encoder_with_a_vocabulary_of_its_own_needs_its_folder(server, refusa
     write_single(server.models / "text_encoders" / "own.safetensors", golden, "mllm")
     message = refusal("text_encoders", "own.safetensors")
     assert "tokenizer" in message and "OmniGen2 Load Folder" in message
+
+
+def test_a_folder_whose_encoder_needs_a_tokenizer_of_its_own_is_told_which_part_to_get(server, golden):
+    write_folder(server.models / "diffusers" / "no processor", golden)
+    shutil.rmtree(server.models / "diffusers" / "no processor" / "processor")
+    graph = Graph()
+    loaded = graph.add("OmniGen2LoadFolder", folder="no processor", dtype="auto")
+    graph.add("PreviewAny", source=loaded[0])
+    message = sentence(server.run(graph, check=False), loaded)
+    assert "mllm/ of no processor knows" in message and "get processor/ too" in message
 
 
 def test_a_folder_that_lacks_a_part_is_refused(server, golden):
