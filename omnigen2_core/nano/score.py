@@ -200,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.count < 1:
         parser.error(f"--count is {options.count}; give at least 1.")
+    for file in filter(None, (options.json, options.figure if options.controls else None)):
+        file.parent.mkdir(parents=True, exist_ok=True)
 
     from ..pipeline import OmniGen2Pipeline
 
