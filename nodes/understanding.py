@@ -85,8 +85,8 @@ class OmniGen2Ask(io.ComfyNode):
                     min=1,
                     max=64,
                     advanced=True,
-                    tooltip="How many questions are answered together where there are several. More are faster and need "
-                    "more memory; the answers are the same.",
+                    tooltip="How many questions are answered together where there are several. More are faster and "
+                    "need more memory; the answers are the same.",
                 ),
                 _images_input(
                     "An image to ask about. Every image of a batch counts as one.",
@@ -157,8 +157,8 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
                     "edited",
                     multiline=True,
                     default="",
-                    tooltip="Empty: the model rewrites the prompt. Otherwise this text goes out unchanged and the model "
-                    "is not asked. The button on the node puts the last rewritten prompt here, to be edited.",
+                    tooltip="Empty: the model rewrites the prompt. Otherwise this text goes out unchanged and the "
+                    "model is not asked. The button on the node puts the last rewritten prompt here, to be edited.",
                 ),
                 *_sampling_inputs(sampling=True),
                 io.Int.Input(
@@ -167,12 +167,13 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
                     min=1,
                     max=8192,
                     advanced=True,
-                    tooltip="Tokens after which the model is stopped; the prompt then ends with its last whole sentence.",
+                    tooltip="Tokens after which the model is stopped; the prompt then ends with its last whole "
+                    "sentence.",
                 ),
                 _images_input(
                     "A reference image. Every image of a batch counts as one reference.",
-                    "The reference images that OmniGen2 Encode gets, in the same order; the model looks at them and calls "
-                    "them image 1, image 2.",
+                    "The reference images that OmniGen2 Encode gets, in the same order; the model looks at them and "
+                    "calls them image 1, image 2.",
                 ),
             ],
             outputs=[
@@ -185,11 +186,13 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, prompt, edited="", max_length=enhance.MAX_NEW_TOKENS, images=None, **sampling) -> io.NodeOutput:
+    def execute(
+        cls, clip, prompt, edited="", max_length=enhance.MAX_NEW_TOKENS, images=None, **sampling
+    ) -> io.NodeOutput:
         live = LiveText(cls.hidden.unique_id, 1, max_length)
         if edited.strip():
             live.finish(edited)
-            note = "The text in edited is used and the model was not asked; empty the field to have the prompt rewritten."
+            note = "The text in edited was used and the model not asked; empty the field to have the prompt rewritten."
             return output_with_notes(edited, notes=[note], text=[edited])
         assistant = assistant_of(clip)
         settings = SimpleNamespace(**sampling)
@@ -232,8 +235,8 @@ def _sampling_inputs(*, sampling: bool) -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="With sampling: only the likeliest words that together reach this probability are drawn from. 1 takes "
-            "all.",
+            tooltip="With sampling: only the likeliest words that together reach this probability are drawn from. 1 "
+            "takes all.",
         ),
         io.Int.Input(
             "top_k",
@@ -250,8 +253,8 @@ def _sampling_inputs(*, sampling: bool) -> list[io.Input]:
             max=5.0,
             step=0.01,
             advanced=True,
-            tooltip="Above 1, words that are there already become less likely, with sampling and without. 1 is off; Qwen "
-            "advises 1.05.",
+            tooltip="Above 1, words that are there already become less likely, with sampling and without. 1 is off; "
+            "Qwen advises 1.05.",
         ),
         io.Int.Input(
             "seed",
@@ -298,7 +301,7 @@ def _at(values: Sequence[Any], i: int) -> Any:
 def _questions(
     text: str, pictures: list[Image.Image], preset: Preset | None, each_image: bool
 ) -> list[tuple[str, list[Image.Image]]]:
-    """What is asked about these pictures: one question, or one for each. Ready ones for a single picture are always that."""
+    """What is asked about these pictures: one question, or one for each, as a ready one about one picture always is."""
     alone = bool(pictures) and (each_image if preset is None else preset.images == 1)
     groups = [[picture] for picture in pictures] if alone else [pictures]
     if preset is not None:

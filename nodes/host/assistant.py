@@ -26,7 +26,7 @@ SCORE_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class HostAssistant(Assistant):
-    """An assistant whose weights ComfyUI loads before every answer, because another model may have taken their place."""
+    """An assistant whose weights ComfyUI loads before every answer: another model may have taken their place."""
 
     patcher: ModelPatcher
     encoder: OmniGen2Encoder
@@ -54,8 +54,8 @@ class HostAssistant(Assistant):
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
 
     def _row(self, chat: str, images: Sequence[Image.Image]) -> list[tuple]:
-        tokens = self.host_tokenizer.tokenize_with_weights(chat, images=images, skip_template=True, disable_weights=True)
-        return tokens[TOKENS][0]
+        options = {"skip_template": True, "disable_weights": True}
+        return self.host_tokenizer.tokenize_with_weights(chat, images=images, **options)[TOKENS][0]
 
 
 def assistant_of(clip: comfy.sd.CLIP) -> HostAssistant:
@@ -63,8 +63,8 @@ def assistant_of(clip: comfy.sd.CLIP) -> HostAssistant:
     encoder = getattr(clip, "cond_stage_model", None)
     if not isinstance(encoder, OmniGen2Encoder):
         raise PromptError(
-            f"The clip input is {_what(encoder)}, which cannot look at images and answer; connect OmniGen2 Load Encoder "
-            "with models/text_encoders/qwen_2.5_vl_fp16.safetensors, or OmniGen2 Load Folder."
+            f"The clip input is {_what(encoder)}, which cannot look at images and answer; connect OmniGen2 Load "
+            "Encoder with models/text_encoders/qwen_2.5_vl_fp16.safetensors, or OmniGen2 Load Folder."
         )
     tokenizer = clip.tokenizer
     return HostAssistant(

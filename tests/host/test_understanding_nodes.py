@@ -1,4 +1,4 @@
-"""OmniGen2 Ask and OmniGen2 Enhance Prompt in a real server: what they write, how it appears, and how it is cancelled."""
+"""OmniGen2 Ask and OmniGen2 Enhance Prompt in a real server: what they write, how it appears, how it is cancelled."""
 
 import html
 
@@ -29,9 +29,8 @@ def folder(server, golden):
 def scenes(server):
     """Pictures of the built-in model's world, one on each ground."""
     thing = Thing(4, "red", "circle", "large")
-    return [
-        server.save_input(f"{ground}.png", Image.fromarray(render(Scene(ground, (thing,)), 96, 96))) for ground in GROUNDS
-    ]
+    drawn = {ground: render(Scene(ground, (thing,)), 96, 96) for ground in GROUNDS}
+    return [server.save_input(f"{ground}.png", Image.fromarray(pixels)) for ground, pixels in drawn.items()]
 
 
 class Talk:
@@ -193,7 +192,8 @@ def test_cancelling_stops_within_a_token_frees_the_cache_and_leaves_the_next_run
 def test_the_room_asked_for_grows_with_the_answers_and_their_length(server, folder):
     def needed(answers: int, max_length: int) -> float:
         talk = Talk(folder)
-        node = talk.graph.add("TestWritingMemory", clip=talk.clip, prompt="hello", answers=answers, max_length=max_length)
+        inputs = {"prompt": "hello", "answers": answers, "max_length": max_length}
+        node = talk.graph.add("TestWritingMemory", clip=talk.clip, **inputs)
         return server.records(server.run(talk.graph), node)["bytes"]
 
     one = needed(1, 2000) - needed(1, 1000)
