@@ -29,7 +29,7 @@ PROFILE = ModelProfile(
     default_height=DEFAULT_SIZE[1],
     steps=20,
     text_guidance=2.0,
-    image_guidance=1.8,
+    image_guidance=1.5,
 )
 
 

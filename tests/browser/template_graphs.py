@@ -264,11 +264,11 @@ def built_in_edit() -> Graph:
     graph = Graph("Try-it-edit")
     note = graph.note(
         "## Try it: edit\n\nThe built-in model draws a picture, then changes it as told. The first seed is fixed, so only the edit runs again.\n\n"
-        "Say what to do: *make the green triangle purple*, *turn the triangle into a ring*, *move the small circle to the bottom left*, "
+        "Say what to do: *make the green triangle purple*, *turn the triangle into a ring*, *move the red circle to the bottom left*, "
         "*add a small white square at the top*, *remove the red circle*, *change the background to blue*.\n\n" + WORLD
     )
     parts = built_in_parts(graph)
-    source = Drawing(graph, parts, "1. Draw a picture", "A large green triangle in the middle and a small red circle at the top left on a white background")
+    source = Drawing(graph, parts, "1. Draw a picture", "A large green triangle in the middle and a large red circle at the top left on a white background")
     edited = Drawing(graph, parts, "2. Edit it", "Make the green triangle purple", [source.image], final=True)
     graph.layout = Row(Column(note, parts.group), Column(source.group, edited.group))
     return graph
@@ -329,7 +329,7 @@ def built_in_lora() -> Graph:
     )
     parts = built_in_parts(graph)
     lora = graph.add("OmniGen2LoadLoRA", box=LOADER_BOX, model=parts.model, lora_name=BUILT_IN_LORA, strength=1.0)
-    prompt = "A large blue triangle in the middle and a small red square at the top right on a white background"
+    prompt = "A large red ring in the middle on a blue background"
     drawing = Drawing(graph, parts, "Draw", prompt, final=True, model=lora["model"])
     graph.layout = Row(Column(note, parts.group), Group("LoRA", lora), drawing.group)
     return graph

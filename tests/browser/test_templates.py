@@ -167,7 +167,7 @@ def test_text_to_image_draws_what_the_prompt_says(canvas):
 @still_learning
 def test_the_edit_changes_what_the_prompt_says_and_nothing_else(canvas):
     picture, shown = pictures(canvas, "Try-it-edit")
-    circle = ("top left", "red", "circle", "small")
+    circle = ("top left", "red", "circle", "large")
     assert_shows(shown["1. Draw a picture"], "white", ("middle", "green", "triangle", "large"), circle)
     assert_shows(picture, "white", ("middle", "purple", "triangle", "large"), circle)
 
@@ -204,15 +204,15 @@ def test_the_lora_frames_the_picture_and_without_it_there_is_no_frame(canvas):
     from omnigen2_core.nano.framed import frame_mask
     from omnigen2_core.nano.world import COLOURS
 
-    things = ("middle", "blue", "triangle", "large"), ("top right", "red", "square", "small")
+    ring = ("middle", "red", "ring", "large")
     picture, _ = pictures(canvas, "Try-it-LoRA")
     frame = frame_mask(picture.shape[1], picture.shape[0])
-    assert np.abs(picture[frame].astype(int) - COLOURS["black"]).mean() < 40
+    assert np.abs(picture[frame].astype(int) - COLOURS["white"]).mean() < 40
     unframed = picture.copy()
-    unframed[frame] = COLOURS["white"]
-    assert_shows(unframed, "white", *things)
+    unframed[frame] = COLOURS["blue"]
+    assert_shows(unframed, "blue", ring)
 
     canvas.load(read("Try-it-LoRA"))
     canvas.evaluate("() => { app.graph.nodes.find(n => n.type === 'OmniGen2LoadLoRA').mode = 4 }")
     plain, = canvas.images(canvas.run(), saver_of(read("Try-it-LoRA")))
-    assert_shows(np.asarray(plain), "white", *things)
+    assert_shows(np.asarray(plain), "blue", ring)
