@@ -118,13 +118,15 @@ def test_without_links_the_other_packs_beside_this_one_stay_off_and_those_of_the
 @pytest.mark.skipif(os.name == "nt", reason="sends the signal of Ctrl-C")
 def test_on_ctrl_c_a_command_puts_its_things_in_order_before_dev_ends(tmp_path):
     done = tmp_path / "done"
+    # A shell's background jobs, and so their children, ignore the signal until told otherwise.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = (
-        "import pathlib, time\n"
+        f"{listen}\nimport pathlib, time\n"
         "print('started', flush=True)\n"
         "try: time.sleep(60)\n"
         f"except KeyboardInterrupt: time.sleep(1); pathlib.Path({str(done)!r}).touch(); raise SystemExit(3)"
     )
-    script = f"import dev, sys; sys.exit(dev.call([sys.executable, '-c', {command!r}]))"
+    script = f"{listen}; import dev, sys; sys.exit(dev.call([sys.executable, '-c', {command!r}]))"
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
