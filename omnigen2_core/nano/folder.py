@@ -27,7 +27,7 @@ PROFILE = ModelProfile(
     min_reference_side=48,
     default_width=DEFAULT_SIZE[0],
     default_height=DEFAULT_SIZE[1],
-    steps=20,
+    steps=8,
     text_guidance=2.0,
     image_guidance=1.5,
 )
