@@ -8,10 +8,11 @@ from typing import Any, Iterable, Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..training import Recipe
 from ..vae import AutoencoderKL, VAEConfig
-from .world import PICTURE_SIZES, Scene, draw_scene, render
+from .world import COLOURS, PICTURE_SIZES, Scene, Thing, draw_scene, render
 
 CONFIG = VAEConfig(
     block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0, shift_factor=0.0
@@ -27,6 +28,10 @@ KL_WEIGHT = 5e-5
 BATCH = 16
 CROP = 64
 """Most batches are square cut-outs of this side: cheaper, and as instructive."""
+_FAINT = {
+    ground: sorted((c for c in COLOURS if c != ground), key=lambda c: max(abs(a - b) for a, b in zip(COLOURS[c], value)))[:3]
+    for ground, value in COLOURS.items()
+}
 
 
 def to_tensor(pictures: Iterable[np.ndarray]) -> Tensor:
@@ -65,10 +70,16 @@ def _shaken(picture: np.ndarray, rng: random.Random) -> np.ndarray:
     return picture
 
 
+def _harder(thing: Thing, ground: str, rng: random.Random) -> Thing:
+    colour = rng.choice(_FAINT[ground]) if rng.random() < 0.5 else thing.colour
+    return thing.but(size="small", shape=rng.choice(("cross", "diamond")), colour=colour)
+
+
 class Pictures:
     """Batches of pictures of one size each, most of them cut-outs.
 
-    `hard`: turns so large a share of things into small crosses and diamonds, the pair that is told apart last.
+    `hard`: turns so large a share of things into small crosses and diamonds, the pair that is told apart last, half of
+    them in one of the colours that stand out least from the ground.
     """
 
     def __init__(self, hard: float = 0.0):
@@ -76,10 +87,7 @@ class Pictures:
 
     def _scene(self, rng: random.Random) -> Scene:
         scene = draw_scene(rng, rng.randint(1, 9))
-        things = [
-            t.but(size="small", shape=rng.choice(("cross", "diamond"))) if rng.random() < self.hard else t for t in scene.things
-        ]
-        return scene.with_things(things)
+        return scene.with_things([_harder(t, scene.ground, rng) if rng.random() < self.hard else t for t in scene.things])
 
     def batch(self, step: int, rng: random.Random) -> list[Tensor]:
         whole = rng.random() < 0.1
@@ -112,8 +120,16 @@ def reconstruction_loss(vae: AutoencoderKL):
     return loss
 
 
+def faintness(images: Tensor) -> Tensor:
+    """Weights [B, 1, H, W] of errors in images [B, 3, H, W]: what stands out little from its surroundings counts as much as
+    what stands out."""
+    lightest, darkest = (F.max_pool2d(sign * images, 17, stride=1, padding=8) for sign in (1, -1))
+    contrast = (lightest + darkest).amax(dim=1, keepdim=True)
+    return torch.where(contrast > 0, 2 / contrast.clamp(min=0.1), 1.0)
+
+
 def decoding_loss(vae: AutoencoderKL):
-    """The reconstruction errors alone, for training the decoder on somewhat noisy latents."""
+    """The reconstruction errors alone, weighted by `faintness`, for training the decoder on somewhat noisy latents."""
 
     def loss(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -121,9 +137,10 @@ def decoding_loss(vae: AutoencoderKL):
             mean = vae.encode(images).mean.float()
         strength = 0.15 * torch.rand(len(mean), 1, 1, 1, generator=generator) * mean.std()
         error = vae.decode(mean + strength * torch.randn(mean.shape, generator=generator)).float() - images
-        absolute = error.abs().mean()
+        absolute = error.abs().mean().item()
+        error = error * faintness(images)
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        return absolute + 0.25 * edges + 4 * error.square().mean(), {"absolute": absolute.item()}
+        return error.abs().mean() + 0.25 * edges + 2 * error.square().mean(), {"absolute": absolute}
 
     return loss
 

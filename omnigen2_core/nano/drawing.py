@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,12 +18,12 @@ from ..prompts import generation_prompt
 from ..training import Recipe, draw_times, fast_dtype, flow_loss, interpolate
 from ..transformer import OmniGen2Config, OmniGen2Transformer
 from ..vae import AutoencoderKL
-from . import tokens as t
+from . import autoencoder
 from . import wording as w
 from .autoencoder import to_tensor
 from .edits import draw_composition, draw_edit
 from .encoder import WIDTH, vaguer
-from .world import PICTURE_SIZES, Scene, draw_scene, render
+from .world import PICTURE_SIZES, Scene, Thing, cell_box, coverage, draw_scene, render
 
 CONFIG = OmniGen2Config(
     hidden_size=192,
@@ -38,6 +39,9 @@ CONFIG = OmniGen2Config(
 RECIPE = Recipe(
     steps=8000, learning_rate=2e-3, muon_learning_rate=4e-3, warmup=100, decay=0.6, ema=0.998, weight_decay=0.01, save_every=100
 )
+ATTENTION_TO_THINGS = 24.0
+"""What all of a thing's latent pixels together count in the loss, where one pixel of the ground counts 1. A small thing is
+4 pixels of 144, and yet a picture is wrong if it is."""
 SHIFT_BASE = 2.4
 """Side in latent pixels at which the time shift is 1. Pictures of 96 pixels have 12, and so a shift of 5: what goes where
 is decided close to noise, and that is what has to be learnt."""
@@ -55,11 +59,12 @@ class Mix:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its prompt's ids, what to draw, what it refers to."""
+    """One sample: its prompt's ids, what to draw, what it refers to, and the things that an edit adds or takes away."""
 
     ids: tuple[int, ...]
     target: Scene
     references: tuple[Scene, ...] = ()
+    changed: frozenset[Thing] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Examples:
     """Draws every step's parts. Scenes come from a fixed list, so that their latents can be kept; words are always new."""
 
     ROWS = {"text_to_image": 24000, "edit": 12000, "composition": 8000}
-    SCENES = {1: 1500, 2: 4000, 3: 12000}
+    SCENES = {1: 1500, 2: 8000, 3: 12000}
     EDITS = 20000
     RENEWED = 400
 
@@ -134,13 +139,14 @@ class Examples:
     def _renew(self, rng: random.Random) -> None:
         rows = []
         for _ in range(self.ROWS["text_to_image"]):
-            scene = rng.choice(self.scenes[rng.choice((1, 2, 2, 3, 3, 3))])
+            scene = rng.choice(self.scenes[rng.choice((1, 2, 2, 2, 3, 3))])
             rows.append(Row(self._ids(w.describe(rng, vaguer(rng, scene))), scene))
         self.pools["text_to_image"] = Pool(rows)
         rows = []
         for _ in range(self.ROWS["edit"]):
             edit = draw_edit(random.Random(rng.randrange(self.EDITS)))
-            rows.append(Row(self._ids(edit.prompt), edit.target, (edit.source,)))
+            changed = frozenset(edit.source.things) ^ frozenset(edit.target.things)
+            rows.append(Row(self._ids(edit.prompt), edit.target, (edit.source,), changed))
         self.pools["edit"] = Pool(rows)
         rows = []
         for _ in range(self.ROWS["composition"]):
@@ -175,6 +181,28 @@ class Latents:
             latents = self.vae.scale_latents(mean.float()).half()
             self.kept.update(((s, size), latents[i].contiguous()) for i, s in enumerate(some))
         return torch.stack([self.kept[s, size].float() for s in scenes])
+
+
+@lru_cache(maxsize=None)
+def _latent_pixels(thing: Thing, size: tuple[int, int]) -> Tensor:
+    """Share of its weight that each latent pixel of a picture (width, height) has in a thing, [h, w], summing to 1."""
+    width, height = size
+    left, top, right, bottom = cell_box(thing.place, width, height)
+    picture = torch.zeros(1, 1, height, width)
+    picture[0, 0, top:bottom, left:right] = torch.from_numpy(coverage(thing.shape, thing.size, thing.place, width, height))
+    touched = (F.max_pool2d(picture, autoencoder.CONFIG.factor)[0, 0] > 0).float()
+    return touched / touched.sum()
+
+
+def emphasis(rows: Sequence[Row], size: tuple[int, int]) -> Tensor:
+    """Weights [B, 1, h, w] of the loss: things count, whatever their size, and twice where an edit changes them."""
+    width, height = size
+    factor = autoencoder.CONFIG.factor
+    weights = torch.ones(len(rows), 1, height // factor, width // factor)
+    for weight, row in zip(weights, rows):
+        for thing in row.changed.union(row.target.things):
+            weight[0] += ATTENTION_TO_THINGS * (2 if thing in row.changed else 1) * _latent_pixels(thing, size)
+    return weights
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -245,7 +273,7 @@ def drawing_loss(transformer: OmniGen2Transformer, mllm: Qwen2_5_VL, latents: La
         time = draw_times([image.shape[-2:]] * len(image), generator, SHIFT_BASE)
         noisy = interpolate(image, noise, time)
         velocity = transformer(noisy.to(dtype), time, text.to(dtype), None, references, attention=attention)
-        value = flow_loss(velocity, image, noise)
+        value = flow_loss(velocity, image, noise, emphasis(part.rows, part.size))
         return value * part.share, {part.kind: value.item()}
 
     return loss

@@ -23,6 +23,10 @@ def interpolate(image: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     return t * image + (1 - t) * noise
 
 
-def flow_loss(velocity: Tensor, image: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the predicted velocity against image - noise, over all elements."""
-    return (velocity.float() - (image - noise).float()).square().mean()
+def flow_loss(velocity: Tensor, image: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of the predicted velocity against image - noise.
+
+    `weight` (>= 0, broadcast to velocity's shape [B, C, h, w]) says how much each element counts; only its proportions matter.
+    """
+    error = (velocity.float() - (image - noise).float()).square()
+    return error.mean() if weight is None else (error * (weight / weight.mean())).mean()
