@@ -25,8 +25,5 @@ _mend_torch_companions()
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of golden data: the repository's copy, else the full set beside the checkout."""
-    for folder in (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden"):
-        if folder.is_dir():
-            return folder
-    pytest.skip("no golden data: neither tests/golden nor ../shared/golden exists")
+    """The folder of golden data."""
+    return ROOT / "tests" / "golden"

@@ -275,7 +275,6 @@ def test_cancelling_leaves_conversation_and_model_as_they_were(assistant, files,
     assert reply(assistant, talk, "What?", mode=Mode.TEXT, **settings) == before
 
 
-@pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no built-in model in {WEIGHTS}")
 def test_the_built_in_model_draws_in_a_chat_without_a_host(tmp_path):
     from omnigen2_core.assistant import Assistant
     from omnigen2_core.images import from_pixels

@@ -20,7 +20,6 @@ from omnigen2_core.nano.tokens import SPECIAL_TOKENS, build_tokenizer
 from omnigen2_core.nano.world import Scene, Thing, draw_scene, render
 from omnigen2_core.prompts import DEFAULT_NEGATIVE_PROMPT, chat_prompt, generation_prompt
 
-shipped = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no built-in model in {WEIGHTS}")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,6 @@ def test_kept_pictures_can_be_judged_again(tmp_path):
         assert look(np.asarray(Image.open(tmp_path / row["picture"]))).scene == task.wanted
 
 
-@shipped
 def test_the_shipped_folder_is_small_and_complete():
     files = [p for p in WEIGHTS.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 16_000_000
@@ -169,7 +167,6 @@ def test_the_shipped_folder_is_small_and_complete():
     assert json.loads((WEIGHTS / "transformer" / "config.json").read_text())["hidden_size"] == CONFIG.hidden_size
 
 
-@shipped
 @torch.no_grad()
 def test_the_shipped_autoencoder_gives_the_worlds_pictures_back(pipeline):
     rng = random.Random(11)
@@ -181,7 +178,6 @@ def test_the_shipped_autoencoder_gives_the_worlds_pictures_back(pipeline):
     assert sum(look(p).scene == s for p, s in zip(pictures, scenes)) >= 57
 
 
-@shipped
 def test_the_shipped_model_draws_and_leaves_alone_what_it_edits(pipeline):
     figures = score.score(pipeline, 21, 12, kinds=("t2i_1", "edit"))
     assert figures["t2i_1"]["rate"] >= 0.75 and figures["edit_preserved"]["rate"] >= 0.5

@@ -35,7 +35,6 @@ from omnigen2_core.reflection.bench import Stage
 from omnigen2_core.vision import PixelConfig
 from omnigen2_core.yes_no import YesNo, ask_yes_no, yes_no_ids
 
-shipped = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no built-in model in {WEIGHTS}")
 QUESTIONS = ["Is there a red circle?", "Is there a red circle in the upper left corner?", "Is there a small blue ring?"]
 
 
@@ -103,7 +102,6 @@ def test_a_tokenizer_that_cannot_tell_them_apart_is_refused():
         yes_no_ids(Same())
 
 
-@shipped
 def test_the_likelier_word_is_the_one_the_model_would_write(assistant):
     images = [[picture(seed)] for seed in range(12)]
     questions = [QUESTIONS[seed % 3] for seed in range(12)]
@@ -115,14 +113,12 @@ def test_the_likelier_word_is_the_one_the_model_would_write(assistant):
     assert len({round(chance.probability, 4) for chance in chances}) > 6, "it looks at the pictures"
 
 
-@shipped
 def test_a_question_of_another_kind_has_almost_no_mass_on_yes_and_no(assistant):
     image = picture(1)
     other, own = ask_yes_no(assistant, ["What color is the background?", QUESTIONS[0]], [[image], [image]])
     assert other.mass < 0.05 and own.mass > 0.95
 
 
-@shipped
 def test_in_a_batch_every_question_gets_what_it_gets_alone(assistant):
     questions = [QUESTIONS[0], QUESTIONS[1], "Is there anything?", QUESTIONS[2], QUESTIONS[0]]
     images = [[picture(1)], [picture(2)], [], [picture(3), picture(4)], [picture(5, 3)]]
@@ -132,7 +128,6 @@ def test_in_a_batch_every_question_gets_what_it_gets_alone(assistant):
         assert a.log_yes == pytest.approx(b.log_yes, abs=1e-3) and a.log_no == pytest.approx(b.log_no, abs=1e-3)
 
 
-@shipped
 def test_a_placeholder_in_a_question_is_refused(assistant):
     with pytest.raises(PromptError, match="image"):
         ask_yes_no(assistant, ["<|image_pad|>?"], [[picture(1)]])
@@ -141,7 +136,6 @@ def test_a_placeholder_in_a_question_is_refused(assistant):
 # Whole runs
 
 
-@shipped
 def test_a_reflection_that_the_model_was_never_taught_is_no_opinion_and_shows_its_words(assistant, drawer, verifier):
     reflector = PromptedReflector(model_looker(assistant).ask)
     record = reflect(Task("a red circle on a white background"), drawer, reflector, verifier, rounds=3, seed=4)
@@ -150,7 +144,6 @@ def test_a_reflection_that_the_model_was_never_taught_is_no_opinion_and_shows_it
     assert said.verdict is Verdict.NO_OPINION and len(said.answers) == 2 and all(said.answers)
 
 
-@shipped
 def test_a_run_is_drawn_and_judged_by_the_model_and_repeats_exactly(assistant, drawer, verifier):
     def run():
         record = Record(Task("a red circle on a white background"))
@@ -170,7 +163,6 @@ def test_a_run_is_drawn_and_judged_by_the_model_and_repeats_exactly(assistant, d
     assert record.best_index == int(better)
 
 
-@shipped
 def test_best_of_three_of_the_model_is_ranked_by_its_own_scores(drawer, verifier):
     record = best_of(Task("a red circle"), drawer, verifier, [1, 2, 3])
     values = [entry.score.value for entry in record.ranked()]
@@ -178,7 +170,6 @@ def test_best_of_three_of_the_model_is_ranked_by_its_own_scores(drawer, verifier
     json.dumps(to_dict(record))
 
 
-@shipped
 def test_going_on_with_the_sequence_ends_at_a_token_that_is_read(assistant):
     reflection = TrainedReflector(assistant_writer(assistant))(Task("a red circle", (picture(1),)), picture(2))
     assert reflection.answers and reflection.verdict in set(Verdict)
@@ -190,7 +181,6 @@ class Cancelled(Exception):
     pass
 
 
-@shipped
 def test_cancel_in_the_middle_of_the_words_keeps_the_picture(assistant, drawer, verifier):
     def stop(step):
         raise Cancelled
@@ -202,7 +192,6 @@ def test_cancel_in_the_middle_of_the_words_keeps_the_picture(assistant, drawer, 
     assert len(record.rounds) == 1 and not record.best.judged and record.stop is Stop.INTERRUPTED
 
 
-@shipped
 def test_cancel_in_the_middle_of_the_second_picture_keeps_the_first(pipeline, assistant, verifier):
     steps = []
 

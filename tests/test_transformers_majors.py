@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from needed import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = ROOT / ".host" / "transformers-4.50"
@@ -23,7 +23,7 @@ def run_with_oldest(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_encoder_works_with_the_oldest_supported_transformers():
     if not OLDEST.is_dir():
-        pytest.skip(f"no transformers 4.50 in {OLDEST}: run the tests through `python dev.py test`, which puts it there")
+        missing(f"no transformers 4.50 in {OLDEST}: run the tests through `python dev.py test`, which puts it there")
     version = run_with_oldest("-c", "import transformers; print(transformers.__version__)").stdout.strip()
     assert version == "4.50.3"
     outcome = run_with_oldest("-m", "pytest", "-q", *TESTS)

@@ -153,7 +153,6 @@ def test_every_preset_can_be_asked(assistant, name):
         preset.check(preset.images + 1)
 
 
-@pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no built-in model in {WEIGHTS}")
 def test_the_built_in_model_tells_backgrounds_apart():
     from omnigen2_core.nano.encoder import PIXELS
     from omnigen2_core.nano.world import Scene, Thing, render

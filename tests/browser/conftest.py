@@ -1,12 +1,11 @@
 """Fixtures for tests in the real frontend."""
 from __future__ import annotations
 
-import os
-
 import pytest
 
 import browser_harness
 import harness
+from needed import missing
 
 
 def pytest_collection_modifyitems(items):
@@ -18,8 +17,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A server on the CPU with this pack and the testing nodes loaded."""
-    if not (harness.COMFYUI / "main.py").is_file():
-        pytest.skip(f"no ComfyUI in {harness.COMFYUI}: run the tests through `python dev.py test`, which puts it there")
+    harness.need_comfyui()
     with harness.Server(tmp_path_factory.mktemp("server")) as running:
         yield running
 
@@ -32,10 +30,8 @@ def browser():
     with sync_playwright() as playwright:
         try:
             started = browser_harness.launch(playwright)
-        except browser_harness.NoBrowser as missing:
-            if os.environ.get("CI", "").lower() == "true":
-                pytest.fail(str(missing))
-            pytest.skip(str(missing))
+        except browser_harness.NoBrowser as absent:
+            missing(str(absent))
         yield started
         started.close()
 

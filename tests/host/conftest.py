@@ -16,15 +16,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.host)
 
 
-def _need_host() -> None:
-    if not (harness.COMFYUI / "main.py").is_file():
-        pytest.skip(f"no ComfyUI in {harness.COMFYUI}: run the tests through `python dev.py test`, which puts it there")
-
-
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A server on the CPU with this pack and the testing nodes loaded."""
-    _need_host()
+    harness.need_comfyui()
     with harness.Server(tmp_path_factory.mktemp("server")) as running:
         yield running
 
@@ -32,7 +27,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def start_server(tmp_path):
     """start_server(*flags, **options) -> a new `harness.Server`, stopped after the test."""
-    _need_host()
+    harness.need_comfyui()
     started: list[harness.Server] = []
 
     def start(*flags: str, **options) -> harness.Server:

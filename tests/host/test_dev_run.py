@@ -14,15 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import COMFYUI, ROOT, _free_port
+from harness import COMFYUI, ROOT, _free_port, need_comfyui
 
 START_TIMEOUT = 300
 STOP_TIMEOUT = 20
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="sends the signal of Ctrl-C"),
-    pytest.mark.skipif(not (COMFYUI / "main.py").is_file(), reason="no private host: run `python dev.py test`"),
-]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends the signal of Ctrl-C")
+
+
+@pytest.fixture(autouse=True)
+def _host():
+    need_comfyui()
 
 
 @contextmanager

@@ -6,12 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from harness import COMFYUI, LAUNCHER, ROOT
+from harness import LAUNCHER, ROOT, need_comfyui
 
 
 def replay(*arguments) -> subprocess.CompletedProcess:
-    if not (COMFYUI / "main.py").is_file():
-        pytest.skip(f"no ComfyUI in {COMFYUI}: run the tests through `python dev.py test`, which puts it there")
+    need_comfyui()
     command = [sys.executable, LAUNCHER, ROOT / "tests" / "host" / "parity.py", *arguments]
     # The golden model is too small for more than one thread to help.
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -312,7 +312,7 @@ def test_a_free_request_releases_every_model_and_the_next_run_loads_them_again(s
     first = server.tensors(server.run(scene.graph), saved)["image"]
 
     counting = Graph()
-    alive = counting.add("TestCountAlive")
+    alive = counting.add("TestCountAlive", names="HostTransformer OmniGen2Encoder _HostAutoencoder")
     assert all(server.records(server.run(counting), alive).values())
     server.free()
     assert not any(server.records(server.run(counting), alive).values())

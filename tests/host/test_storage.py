@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from harness import COMFYUI, LAUNCHER, ROOT
+from harness import LAUNCHER, ROOT, need_comfyui
 from make_checkpoints import golden_config, golden_weights, save_single, to_fp8
 from safetensors.torch import save_file
 
@@ -17,8 +17,7 @@ LARGEST_ERROR = 0.25
 
 @pytest.fixture(scope="module")
 def rows(golden, tmp_path_factory):
-    if not (COMFYUI / "main.py").is_file():
-        pytest.skip(f"no ComfyUI in {COMFYUI}: run the tests through `python dev.py test`, which puts it there")
+    need_comfyui()
     folder = tmp_path_factory.mktemp("storage")
     write_files(folder, golden)
     command = [sys.executable, LAUNCHER, ROOT / "tests" / "host" / "compare_storage.py", folder]

@@ -1,5 +1,4 @@
 """Testing nodes for what the encoder writes."""
-import gc
 import json
 import sys
 import time
@@ -75,27 +74,6 @@ class TestTexts:
         return (lines.splitlines(),)
 
 
-class TestCountCaches:
-    """How many caches of keys and values are in this server's memory."""
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
-    FUNCTION = "count"
-    CATEGORY = "testing"
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
-
-    def count(self):
-        caches = sum(type(thing).__name__ == "DynamicCache" for thing in gc.get_objects())
-        return {"ui": {"record": [json.dumps({"caches": caches})]}}
-
-
 class TestWritingMemory:
     """The bytes that the pack asks of ComfyUI beside the weights before it writes."""
 
@@ -117,4 +95,4 @@ class TestWritingMemory:
         return {"ui": {"record": [json.dumps({"bytes": needed})]}}
 
 
-NODES = {node.__name__: node for node in (TestWrites, TestCoreClip, TestTexts, TestCountCaches, TestWritingMemory)}
+NODES = {node.__name__: node for node in (TestWrites, TestCoreClip, TestTexts, TestWritingMemory)}
