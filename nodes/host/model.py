@@ -18,7 +18,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from ...omnigen2_core.checkpoints import dequantise
+from ...omnigen2_core.checkpoints import UNUSED_SCALES, WEIGHT_SCALES, dequantise
 from ...omnigen2_core.errors import CheckpointError
 from ...omnigen2_core.profile import PUBLISHED, ModelProfile
 from ...omnigen2_core.transformer import OmniGen2Config, OmniGen2Transformer
@@ -40,9 +40,6 @@ SUPPORTED_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LARGE_BYTES = 1 << 30
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = torch.finfo(FP8).max
-# How names of scales end, newer and older: those of the weight beside them, and what full-precision products do not need.
-WEIGHT_SCALES = ("weight_scale", "scale_weight")
-UNUSED_SCALES = ("input_scale", "scale_input", "scaled_fp8")
 
 
 class OmniGen2ModelConfig(comfy.supported_models.Omnigen2):
@@ -186,9 +183,7 @@ def check_weights(state_dict: Mapping[str, torch.Tensor], config: OmniGen2Config
             )
 
 
-def with_fp8_scales(
-    state_dict: Mapping[str, torch.Tensor], *, quantise: bool, source: str = "this file"
-) -> dict[str, torch.Tensor]:
+def with_fp8_scales(state_dict: Mapping[str, torch.Tensor], *, quantise: bool, source: str) -> dict[str, torch.Tensor]:
     """The same weights with each fp8 matrix in ComfyUI's quantised form: values, a scale and a format entry.
 
     Matrices stored as fp8 keep the scale that the file has for them, under either name in use, else they get the

@@ -1,7 +1,7 @@
 """Weights on disk: what a file is, the folder and single-file layouts, fp8, names, LoRA."""
 
 from .folder import PARTS, ModelFolder, find_model_folders, is_model_folder
-from .fp8 import dequantise
+from .fp8 import UNUSED_SCALES, WEIGHT_SCALES, dequantise
 from .identify import CONFIG_KEY, PROFILE_KEY, FileInfo, FileKind, identify
 from .keymaps import is_diffusers_vae, vae_to_bfl, vae_to_diffusers
 from .lora import LoRA, LoRAWeights, linear_shapes, load_lora, merge_lora, normalise_lora, to_host_names
@@ -13,6 +13,8 @@ __all__ = [
     "CONFIG_KEY",
     "PARTS",
     "PROFILE_KEY",
+    "UNUSED_SCALES",
+    "WEIGHT_SCALES",
     "FileInfo",
     "FileKind",
     "LoRA",

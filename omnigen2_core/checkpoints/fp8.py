@@ -3,7 +3,7 @@
 Two namings of the scales are in use: `<layer>.scale_weight` beside a marker tensor `scaled_fp8`, and
 `<layer>.weight_scale` beside `<layer>.comfy_quant` (JSON in bytes) or a `_quantization_metadata` header entry. In
 both, weight = stored * scale. Scales of activations (`scale_input`, `input_scale`) only matter to fp8 matrix products
-and are dropped. The host does all this by itself, without this file.
+and are dropped. A host that computes with quantised weights only needs this for the forms it cannot hold.
 """
 
 import json
@@ -16,7 +16,9 @@ from ..errors import CheckpointError
 from .tensors import floating
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_SCALES = ("scale_weight", "weight_scale")
+# How names of scales end, newer and older: of the weight beside them, and of what full-precision products do not need.
+WEIGHT_SCALES = ("weight_scale", "scale_weight")
+UNUSED_SCALES = ("input_scale", "scale_input", "scaled_fp8")
 _READABLE = ("float8_e4m3fn", "float8_e5m2")
 
 
@@ -52,21 +54,14 @@ def dequantise(state: Mapping[str, Tensor], dtype: torch.dtype, source: str = "t
 
 
 def _is_helper(name: str) -> bool:
-    return name.rpartition(".")[2] in (
-        "scaled_fp8",
-        "scale_weight",
-        "weight_scale",
-        "scale_input",
-        "input_scale",
-        "comfy_quant",
-    )
+    return name.rpartition(".")[2] in (*WEIGHT_SCALES, *UNUSED_SCALES, "comfy_quant")
 
 
 def _scale_of(state: Mapping[str, Tensor], name: str) -> Tensor | None:
     layer, _, last = name.rpartition(".")
     if last != "weight":
         return None
-    for suffix in _SCALES:
+    for suffix in WEIGHT_SCALES:
         if f"{layer}.{suffix}" in state:
             return state[f"{layer}.{suffix}"]
     return None
