@@ -156,9 +156,7 @@ class Assistant:
             )
 
 
-def check_image_count(count: int) -> None:
-    """Raises ReferenceImageError for more pictures than one message may have."""
-    if count > MAX_IMAGES:
-        raise ReferenceImageError(
-            f"Got {count} images for one message; the model takes at most {MAX_IMAGES}. Remove some."
-        )
+def check_image_count(count: int, most: int | None = MAX_IMAGES) -> None:
+    """Raises ReferenceImageError for more pictures than one message may have; None sets no limit."""
+    if most is not None and count > most:
+        raise ReferenceImageError(f"Got {count} images for one message; the model takes at most {most}. Remove some.")

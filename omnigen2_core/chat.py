@@ -98,8 +98,7 @@ def conversation_prompt(turns: Sequence[Turn], tokenizer: OmniGen2Tokenizer) -> 
 
     Every image of every turn has its placeholder, in order. See this module's description for what is ours.
     """
-    special = tokenizer.special
-    announcement = "" if special.img is None else tokenizer.decode([special.img])
+    announcement = tokenizer.decode(tokenizer.special.announcement)
     parts = [system_turn()]
     for turn in turns:
         if turn.role is Role.USER:
@@ -164,7 +163,7 @@ def reply(
     if gallery.missing:
         notes.append(f"These images of earlier turns are gone: {', '.join(sorted(gallery.missing))}.")
 
-    special = assistant.tokenizer.special
+    announcement = assistant.tokenizer.special.announcement
     answer = None
     drawn = mode is Mode.DRAW
     if not drawn:
@@ -174,11 +173,11 @@ def reply(
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seeds=[seed],
-            suppress_ids=(special.img,) if mode is Mode.TEXT and special.img is not None else (),
+            suppress_ids=announcement if mode is Mode.TEXT else (),
             on_text=None if on_text is None else lambda _, piece: on_text(piece),
             on_step=on_step,
         )
-        drawn = special.img is not None and answer.tokens[0] == special.img
+        drawn = answer.tokens[0] in announcement
     if drawn:
         turns = asked.turns if draw_from_all_turns else asked.turns[-1:]
         names = tuple(draw(_drawing(assistant, turns, gallery, negative_prompt)))

@@ -86,14 +86,13 @@ def enhance_prompt(
     empty = count_tokens(assistant.tokenizer, "")
     if max_text_tokens <= empty:
         raise PromptError(f"The encoder cannot read a prompt in {max_text_tokens} tokens; allow more than {empty}.")
-    img = assistant.tokenizer.special.img
     [answer] = assistant.write(
         [chat_prompt(_request(prompt, len(images)), len(images), system=SYSTEM)],
         [images],
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         seeds=[seed],
-        suppress_ids=() if img is None else (img,),
+        suppress_ids=assistant.tokenizer.special.announcement,
         on_text=None if on_text is None else lambda _, piece: on_text(piece),
         on_step=on_step,
     )

@@ -72,7 +72,12 @@ class SpecialIds:
     @property
     def stop(self) -> tuple[int, ...]:
         """What ends an answer."""
-        return tuple(token for token in (self.im_end, self.img, self.endoftext) if token is not None)
+        return (self.im_end, *self.announcement, self.endoftext)
+
+    @property
+    def announcement(self) -> tuple[int, ...]:
+        """What announces a picture: one token, or none."""
+        return () if self.img is None else (self.img,)
 
     @property
     def pad(self) -> int:

@@ -6,7 +6,7 @@ from typing import Sequence
 
 from PIL import Image
 
-from .assistant import Answer, Assistant, OnStep, OnText, check_image_count
+from .assistant import MAX_IMAGES, Answer, Assistant, OnStep, OnText, check_image_count
 from .errors import PromptError
 from .generation import GREEDY, Sampling
 from .prompts import chat_prompt
@@ -24,6 +24,7 @@ def ask(
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch: int = 4,
+    max_images: int | None = MAX_IMAGES,
     on_text: OnText | None = None,
     on_step: OnStep | None = None,
 ) -> list[Answer]:
@@ -33,18 +34,19 @@ def ask(
 
     Args:
         questions: One question or several; in which order and company they are asked changes no answer.
-        images: For every question up to five pictures, of any mode and size; "image 1" in a question is its first.
+        images: For every question its pictures, of any mode and size; "image 1" in a question is its first.
         sampling: How tokens are chosen; the likeliest each time without it.
         seed: Of the first question; it counts up from there.
         max_new_tokens: An answer that is longer is cut off there and not `complete`.
         batch: Questions in one forward pass. Every one carries its own images, which memory has to hold.
+        max_images: Pictures that a question may have; None sets no limit.
         on_text: See `OnText`; rows are numbers of questions.
         on_step: See `OnStep`; it counts from 1 again with every batch.
 
     Raises:
         CheckpointError: There are images and the model cannot see.
         PromptError: A question holds an image placeholder, or is too long with its images.
-        ReferenceImageError: A question has more than five images.
+        ReferenceImageError: A question has more than `max_images`.
         SizeError: A picture is too thin.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
@@ -55,8 +57,7 @@ def ask(
             "a question."
         )
     for own in shown:
-        check_image_count(len(own))
-    img = assistant.tokenizer.special.img
+        check_image_count(len(own), max_images)
     answers: list[Answer] = []
     for start in range(0, len(questions), batch):
         some, pictures = questions[start : start + batch], shown[start : start + batch]
@@ -66,7 +67,7 @@ def ask(
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seeds=[seed + start + row for row in range(len(some))],
-            suppress_ids=() if img is None else (img,),
+            suppress_ids=assistant.tokenizer.special.announcement,
             on_text=None if on_text is None else lambda row, piece, first=start: on_text(first + row, piece),
             on_step=on_step,
         )

@@ -4,14 +4,15 @@ import math
 
 import pytest
 from reflection_fakes import picture
+from talking import SPECIAL_TOKENS, golden_assistant, says
 
-from omnigen2_core.reflection.answers import read_yes_no
+from omnigen2_core.reflection.answers import LONGEST, read_yes_no
 from omnigen2_core.reflection.looker import Looker
 from omnigen2_core.reflection.opinion import Reflection, Scope, Verdict
 from omnigen2_core.reflection.prompted import LABELS, PromptedReflector
 from omnigen2_core.reflection.requirements import MOST, AskedRequirements
 from omnigen2_core.reflection.task import Task
-from omnigen2_core.reflection.trained import TrainedReflector, Written, sequence
+from omnigen2_core.reflection.trained import TrainedReflector, Written, assistant_writer, sequence
 from omnigen2_core.reflection.verifier import QuestionVerifier
 from omnigen2_core.yes_no import YesNo
 
@@ -112,6 +113,11 @@ def test_token_names_in_a_correction_cannot_act_as_tokens_later():
     assert reflection.correction == "Make the circle red"
 
 
+def test_of_a_model_that_rambles_only_the_beginning_is_kept():
+    reflection, _ = said("so " * LONGEST, RIGHT)
+    assert reflection.answers[0] == ("so " * LONGEST)[:LONGEST]
+
+
 def test_the_question_holds_the_instruction_as_it_is_and_numbers_the_pictures():
     task = Task("the {dog} of image 1, 100% as it is", (picture(1), picture(2)))
     ask = ScriptedAnswers(RIGHT)
@@ -133,6 +139,13 @@ def test_ending_the_turn_is_satisfied_and_announcing_a_picture_is_not():
     reflection = trained("The circle is blue.\nMake the circle red.", announces_picture=True)
     assert (reflection.verdict, reflection.problem) == (Verdict.UNSATISFIED, "The circle is blue.")
     assert reflection.correction == "Make the circle red."
+
+
+def test_a_single_line_is_problem_and_correction_and_stands_once_in_the_next_sequence():
+    reflection = trained("Make it red.", announces_picture=True)
+    assert reflection.problem == reflection.correction == "Make it red."
+    chat, _ = sequence(TASK, picture(3), [(picture(2), reflection)])
+    assert chat.count("Make it red.") == 1
 
 
 @pytest.mark.parametrize("end", [{"ends_turn": True}, {"announces_picture": True}, {}])
@@ -157,11 +170,26 @@ def test_the_sequence_interleaves_instruction_pictures_and_reflections():
     assert [image.getpixel((0, 0))[0] for image in images] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["<|img|>", "<tool_response>"])
+def test_the_token_that_ends_a_reflection_is_its_verdict_whatever_its_name(monkeypatch, golden, name):
+    talker = golden_assistant(golden, SPECIAL_TOKENS | {"img": name})
+    prompts = says(monkeypatch, talker, f"It is blue.\nMake it red.{name}", "It is right.", "It is")
+    reflector = TrainedReflector(assistant_writer(talker))
+    wrong = reflector(Task("a red circle", (picture(1),)), picture(2))
+    assert (wrong.verdict, wrong.correction) == (Verdict.UNSATISFIED, "Make it red.")
+    assert reflector(Task("a red circle"), picture(3), [(picture(2), wrong)]).verdict is Verdict.SATISFIED
+    assert talker.tokenizer.encode(prompts[-1]).count(talker.tokenizer.special.img) == 2
+    cut = TrainedReflector(assistant_writer(talker, max_new_tokens=2))(Task("a red circle"), picture(2))
+    assert cut.verdict is Verdict.NO_OPINION
+
+
 # Requirements
 
 
 def test_the_model_lists_the_requirements_from_the_instruction_alone():
-    ask = ScriptedAnswers("1. Is the circle red?\n- Is the circle left of the square?\nIs the circle red?\nThat is all.")
+    ask = ScriptedAnswers(
+        "1. Is the circle red?\n- Is the circle left of the square?\nIs the circle red?\n圆是红色的吗?\nThat is all."
+    )
     assert AskedRequirements(ask)(TASK) == ["Is the circle red?", "Is the circle left of the square?"]
     assert ask.asked[0][1] == []
 
@@ -233,6 +261,17 @@ def test_references_come_first_and_the_question_numbers_them():
     question, images = ask.asked[0]
     assert question.startswith("Image 1 is a reference") and "Image 2 is the picture in question" in question
     assert [image.getpixel((0, 0))[0] for image in images] == [1, 5]
+    ask = ScriptedAnswers("A", "B")
+    examiner(ask, task=Task("as image 1", (picture(1),))).prefer(picture(5), picture(6))
+    question, images = ask.asked[0]
+    assert question.startswith("Image 1 is a reference that the instruction may speak of. The last two images are")
+    assert [image.getpixel((0, 0))[0] for image in images] == [1, 5, 6]
+
+
+def test_without_references_the_requirement_is_all_that_is_asked():
+    ask = ScriptedAnswers("yes", "yes")
+    examiner(ask).score(picture(5))
+    assert ask.asked[0][0] == "Is there a circle? Answer yes or no."
 
 
 def test_a_preference_counts_only_if_it_outlasts_swapping_the_pictures():

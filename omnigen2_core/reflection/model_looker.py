@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Sequence
 
+from .. import understanding
 from ..assistant import Assistant, OnStep
-from ..prompts import chat_prompt
 from ..yes_no import YesNo, ask_yes_no
 from .looker import Looker, Shown
 
@@ -18,27 +18,17 @@ def model_looker(
 ) -> Looker:
     """Greedy answers in words, and likelihoods of yes and no.
 
-    Unlike a user's question, one of the loop's may have more than five pictures: the references, and one or two that
-    are judged. `batch` questions are asked in one pass; `on_step` gets the number of tokens written and may raise to
-    cancel. The looker raises what `Assistant.write` does.
+    `batch` questions are asked in one pass; `on_step` gets the number of tokens written and may raise to cancel. The
+    looker raises what `Assistant.write` does.
     """
-    img = assistant.tokenizer.special.img
-    suppressed = () if img is None else (img,)
 
     def ask(questions: Sequence[str], images: Shown) -> list[str]:
-        asked = list(zip(questions, images, strict=True))
-        answers: list[str] = []
-        for start in range(0, len(asked), batch):
-            some = asked[start : start + batch]
-            written = assistant.write(
-                [chat_prompt(question, len(own)) for question, own in some],
-                [own for _, own in some],
-                max_new_tokens=max_new_tokens,
-                suppress_ids=suppressed,
-                on_step=on_step,
-            )
-            answers += [answer.text for answer in written]
-        return answers
+        # Unlike a user's question, one of the loop's may have more than five pictures: the references, and one or two
+        # that are judged.
+        answers = understanding.ask(
+            assistant, questions, images, max_images=None, max_new_tokens=max_new_tokens, batch=batch, on_step=on_step
+        )
+        return [answer.text for answer in answers]
 
     def yes_no(questions: Sequence[str], images: Shown) -> list[YesNo]:
         return ask_yes_no(assistant, questions, images, batch=batch)

@@ -85,9 +85,13 @@ def assistant_writer(assistant: Assistant, *, max_new_tokens: int = 128, on_step
     placeholders in the user's text or a sequence too long.
     """
 
+    tokenizer = assistant.tokenizer
+
     def write_on(chat: str, pictures: Sequence[Image.Image]) -> Written:
+        # Tokenizers disagree about the token's name.
+        chat = chat.replace(ANNOUNCEMENT, tokenizer.decode(tokenizer.special.announcement))
         [answer] = assistant.write([chat], [list(pictures)], max_new_tokens=max_new_tokens, on_step=on_step)
-        special, last = assistant.tokenizer.special, answer.tokens[-1]
-        return Written(answer.text, last == special.img, last == special.im_end)
+        last = answer.tokens[-1]
+        return Written(answer.text, last in tokenizer.special.announcement, last == tokenizer.special.im_end)
 
     return write_on
