@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ LEAST_TEMPERATURE = 1e-6
 """The smallest that is not 0: Qwen2.5-VL's own setting. fp32 scores divided by less could overflow."""
 
 SEEDS = 2**64
+"""Seeds are 0 up to this; a host's go no further."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,6 @@ class Sampling:
             if not usable or not math.isfinite(value):
                 raise GenerationError(f"The {name} is {value}; set it to {range_}.")
 
-    @classmethod
-    def from_generation_config(cls, values: Mapping[str, Any]) -> "Sampling":
-        """The settings of a checkpoint's `generation_config.json`, with transformers' defaults for what it lacks.
-
-        Raises GenerationError for a value that is no number or out of its range.
-        """
-        greedy = not values.get("do_sample", False)
-        found = {
-            "temperature": 0.0 if greedy else _number(values, "temperature", 1.0),
-            "top_k": 0 if greedy else int(_number(values, "top_k", 50)),
-            "top_p": 1.0 if greedy else _number(values, "top_p", 1.0),
-            "repetition_penalty": _number(values, "repetition_penalty", 1.0),
-        }
-        return cls(**found)
-
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, so that no seed matters."""
@@ -70,15 +56,6 @@ class Sampling:
 
 
 GREEDY = Sampling()
-
-
-def _number(values: Mapping[str, Any], name: str, default: float) -> float:
-    value = values.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise GenerationError(f"generation_config.json gives {name} = {value!r}, which is no number; correct the file.")
-    return value
 
 
 def adjusted(scores: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:

@@ -8,11 +8,9 @@ from enum import Enum
 
 from PIL import Image
 
+from ..generation import SEEDS
 from .opinion import Reflection, Scope
 from .task import Task
-
-SEEDS = 2**64
-"""Seeds are 0 up to this; a host's go no further."""
 
 
 class Redraw(str, Enum):
