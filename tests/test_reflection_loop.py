@@ -16,6 +16,7 @@ from reflection_fakes import (
 
 from omnigen2_core.errors import PromptError, ReflectionError
 from omnigen2_core.reflection.bench import UNJUDGED, Stage
+from omnigen2_core.reflection.best_of import best_of
 from omnigen2_core.reflection.loop import reflect
 from omnigen2_core.reflection.opinion import Reflection, Verdict
 from omnigen2_core.reflection.record import Record, Stop
@@ -152,6 +153,13 @@ def test_close_and_undecided_the_verdict_decides():
     assert record.best_index == 1 and record.stop is Stop.SATISFIED
 
 
+def test_close_undecided_and_no_verdict_between_them_any_difference_of_the_scores_decides():
+    record, _ = run([60, 63], FAULT, rounds=1)
+    assert record.best_index == 1
+    record, _ = run([60, 57], FAULT, rounds=1)
+    assert record.best_index == 0
+
+
 def test_a_row_of_close_comparisons_does_not_lead_downhill():
     record, _ = run([60, 57, 54], FAULT, verifier=QualityVerifier(preference=1), rounds=5)
     assert record.best_index == 1 and record.stop is Stop.NO_HELP
@@ -194,6 +202,7 @@ def test_the_user_may_decide(redraw, said, origin):
         ("Make the circle red", Origin.EDITED),
         ("Move the circle to the left", Origin.AGAIN),
         ("There should be exactly three circles", Origin.AGAIN),
+        ("把圆放在右边", Origin.AGAIN),
         ("Give the dog a blue collar", Origin.EDITED),
     ],
 )
@@ -307,6 +316,14 @@ def test_a_first_picture_left_unjudged_is_judged_when_going_on():
         run([40], Cancelled(), task=record)
     run([80], FAULT, RIGHT, task=record, rounds=1)
     assert record.rounds[0].score.value == 0.4 and record.best_index == 1
+
+
+def test_the_best_of_several_drawings_is_looked_at_before_it_is_corrected():
+    record, told = best_of(TASK, ScriptedDrawer(40, 60), QualityVerifier(), [1, 2]), []
+    run([80], FAULT, RIGHT, task=record, rounds=1, on_round=lambda entry, record: told.append(entry.index))
+    looked_at, corrected = record.rounds[1:]
+    assert looked_at.reflection is FAULT and looked_at.helped and {"draw", "reflect"} <= set(looked_at.seconds)
+    assert corrected.parent == 1 and record.best_index == 2 and told == [1, 2]
 
 
 # Going on by hand

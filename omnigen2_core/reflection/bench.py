@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Callable, Iterator
 
@@ -103,8 +104,7 @@ class Bench:
         """Judges a round that has not been: a given picture, or one that an interrupted run left. Replaces it."""
         seconds = dict(entry.seconds)
         score, reflection = self._look(entry.index, entry.picture, seconds, self._earlier(entry.parent))
-        made = (entry.picture, entry.origin, entry.prompt, entry.seed, entry.parent)
-        judged = Round(entry.index, *made, score, reflection, entry.helped, seconds, entry.settings)
+        judged = replace(entry, score=score, reflection=reflection, seconds=seconds)
         self.record.rounds[entry.index] = judged
         if self.on_round is not None:
             self.on_round(judged, self.record)

@@ -13,27 +13,22 @@ CLOSE = 0.05
 
 
 def takes_lead(
-    record: Record,
-    examiner: Examiner,
-    picture: Image.Image,
-    score: Score,
-    reflection: Reflection | None,
-    close: float = CLOSE,
+    record: Record, examiner: Examiner, picture: Image.Image, score: Score, reflection: Reflection | None
 ) -> bool:
     """Whether a picture is judged better than the best of the record so far. When in doubt it is not.
 
-    Scores decide where they differ by more than `close`, then the pictures side by side, then the reflector's verdict
+    Scores decide where they differ by more than `CLOSE`, then the pictures side by side, then the reflector's verdict
     where it calls one right and the other not, then any difference of the scores. A picture without a score has no
-    claim, and none that is more than `close` below the highest score has one: a row of close comparisons would
+    claim, and none that is more than `CLOSE` below the highest score has one: a row of close comparisons would
     otherwise lead downhill.
     """
     best, value = record.best, score.value
     if value is None:
         return False
     highest, reached = record.highest, best.score.value
-    if highest is not None and value < highest - close:
+    if highest is not None and value < highest - CLOSE:
         return False
-    if reached is not None and value > reached + close:
+    if reached is not None and value > reached + CLOSE:
         return True
     preferred = examiner.prefer(best.picture, picture)
     if preferred is not None:

@@ -32,9 +32,16 @@ class Looker:
     yes_no: AskYesNo | None = None
 
 
+def numbered_references(count: int) -> str:
+    """How a question speaks of the references that come before its other pictures; empty without any."""
+    if not count:
+        return ""
+    which = "Image 1 is a reference" if count == 1 else f"Images 1 to {count} are references"
+    return f"{which} that the instruction may speak of. "
+
+
 def numbered_pictures(references: int) -> str:
     """How a question speaks of its pictures: `references` of them first, then the one in question."""
     if not references:
         return "Look at the picture."
-    which = "Image 1 is a reference" if references == 1 else f"Images 1 to {references} are references"
-    return f"{which} that the instruction may speak of. Image {references + 1} is the picture in question."
+    return f"{numbered_references(references)}Image {references + 1} is the picture in question."

@@ -7,7 +7,7 @@ out of form is asked for once more and then counts as no opinion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -99,5 +99,5 @@ class PromptedReflector:
             except _Unusable as unusable:
                 reason = str(unusable)
                 continue
-            return Reflection(read.verdict, read.problem, read.correction, read.scope, answers=tuple(answers))
+            return replace(read, answers=tuple(answers))
         return Reflection.no_opinion(f"The answer could not be used, nor could the second: {reason}.", answers)

@@ -5,14 +5,14 @@ Small questions about one thing each are what a small model answers best; a mark
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Callable, Sequence
 
 from PIL import Image
 
 from .answers import clean, read_yes_no
 from .looker import Looker, numbered_pictures
-from .pairwise import PairwiseJudge
+from .pairwise import better_of
 from .requirements import AskedRequirements, whole_question
 from .score import Check, Score
 from .task import Task
@@ -56,7 +56,7 @@ class QuestionExaminer:
     verifier: QuestionVerifier
     task: Task
     questions: tuple[str, ...]
-    note: str = field(default="")
+    note: str
 
     def score(self, picture: Image.Image) -> Score:
         """Asks all questions about the picture, in one call."""
@@ -79,7 +79,7 @@ class QuestionExaminer:
         """Asks which is better, in both orders, where the verifier may."""
         if not self.verifier.pairwise:
             return None
-        return PairwiseJudge(self.verifier.looker.ask).prefer(self.task, first, second)
+        return better_of(self.verifier.looker.ask, self.task, first, second)
 
 
 def _read(question: str, answer: str) -> Check:
