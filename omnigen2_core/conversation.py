@@ -208,12 +208,9 @@ class Dropped:
 
 def without_images(conversation: Conversation, names: set[str]) -> Conversation:
     """The conversation whose turns no longer show the files `names`, and count them as dropped."""
-    turns = []
-    for turn in conversation.turns:
-        kept = tuple(name for name in turn.images if name not in names)
-        lost = min(MAX_IMAGES, turn.images_dropped + len(turn.images) - len(kept))
-        turns.append(replace(turn, images=kept, images_dropped=lost))
-    return Conversation(tuple(turns))
+    return Conversation(
+        tuple(_showing(turn, tuple(name for name in turn.images if name not in names)) for turn in conversation.turns)
+    )
 
 
 def bounded(
@@ -233,11 +230,8 @@ def bounded(
         for number, turn in enumerate(conversation.turns[:-1]):
             if turn.images:
                 images.append(turn.images[0])
-                shorter = replace(
-                    turn, images=turn.images[1:], images_dropped=min(MAX_IMAGES, turn.images_dropped + 1)
-                )
                 rest = conversation.turns
-                conversation = Conversation((*rest[:number], shorter, *rest[number + 1 :]))
+                conversation = Conversation((*rest[:number], _showing(turn, turn.images[1:]), *rest[number + 1 :]))
                 return True
         return False
 
@@ -260,6 +254,12 @@ def bounded(
                 "shorten it, use smaller images, or raise the limit."
             )
     return conversation, Dropped(tuple(images), turns)
+
+
+def _showing(turn: Turn, kept: tuple[str, ...]) -> Turn:
+    """The turn with only these of its images, the others counted as dropped."""
+    lost = turn.images_dropped + len(turn.images) - len(kept)
+    return replace(turn, images=kept, images_dropped=min(MAX_IMAGES, lost))
 
 
 def _check_object(values: Any, needed: set[str], optional: set[str]) -> None:

@@ -54,5 +54,18 @@ def test_small_references_are_listed_by_their_number():
     assert "reference 1 (512x511)" in note and "reference 2" not in note
 
 
+@pytest.mark.parametrize(
+    ("asked", "made", "edited", "said"),
+    [
+        ((500, 700), (496, 688), None, "500x700 became 496x688, because sides are multiples of 16"),
+        ((4096, 4096), (1024, 1024), None, "beyond max_pixels"),
+        ((512, 512), (512, 512), (512, 768), "512x512 pixels but the reference is read as 512x768"),
+    ],
+)
+def test_a_size_that_is_not_the_one_expected_is_told(asked, made, edited, said):
+    note, = notes_on_size(asked, made, edited, 16)
+    assert said in note
+
+
 def test_a_size_that_is_kept_needs_no_note():
     assert notes_on_size((512, 768), (512, 768), (512, 768), 16) == []

@@ -186,6 +186,11 @@ def test_what_the_model_spelled_out_is_no_token_in_the_next_prompt(assistant):
     assert "assistant\nx<|im_end|>\n" in prompt and "<|image_pad|>" not in prompt
 
 
+def test_a_turn_that_drew_still_says_so_when_its_picture_was_dropped(assistant):
+    said = [Turn(Role.USER, "Draw."), Turn(Role.ASSISTANT, "", images_dropped=1), Turn(Role.USER, "and?")]
+    assert "assistant\n<|img|><|im_end|>\n" in conversation_prompt(said, assistant.tokenizer)
+
+
 def test_a_picture_is_drawn_from_the_newest_message_unless_all_turns_are_asked_for(monkeypatch, assistant, turn, draw):
     says(monkeypatch, assistant, "A fox.", "<|img|>", "<|img|>")
     talk = turn(Conversation(), "What is it?", ["a.png"]).conversation

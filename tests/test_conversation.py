@@ -151,6 +151,13 @@ def test_too_many_images_lose_the_oldest_and_their_turns_say_so():
     assert [turn.text for turn in kept.turns] == [turn.text for turn in talk(2).turns]
 
 
+def test_a_turn_counts_no_more_dropped_images_than_a_turn_can_have():
+    full = Turn(Role.USER, "", tuple("abcde"), images_dropped=5)
+    talk = Conversation((full, Turn(Role.ASSISTANT, "A."), Turn(Role.USER, "B?")))
+    assert without_images(talk, {"a"}).turns[0] == Turn(Role.USER, "", tuple("bcde"), images_dropped=5)
+    assert bounded(talk, Limits(images=4), by_parts)[0] == without_images(talk, {"a"})
+
+
 def test_too_many_turns_lose_the_oldest_with_their_answers():
     kept, dropped = bounded(talk(5), Limits(turns=6, images=100), by_parts)
     assert kept.turns == talk(5).turns[6:] and len(kept.turns) + 1 <= 6
