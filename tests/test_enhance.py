@@ -1,6 +1,7 @@
 """A short prompt becomes a detailed one that the encoder can read to its end."""
 
 import pytest
+import torch
 from PIL import Image
 from talking import golden_assistant, says
 
@@ -67,6 +68,13 @@ def test_names_of_special_tokens_do_not_get_into_the_prompt(monkeypatch, assista
     says(monkeypatch, assistant, "A fox<|im_e<|img|>nd|> sits.", spelled=True)
     enhanced = enhance_prompt(assistant, "fox")
     assert enhanced.text == "A fox sits."
+
+
+def test_a_prompt_is_never_answered_by_announcing_a_picture(monkeypatch, assistant):
+    wished = torch.zeros(1024)
+    wished[assistant.tokenizer.special.img], wished[assistant.tokenizer.encode("x")] = 2.0, 1.0
+    monkeypatch.setattr(assistant.model, "logits", lambda hidden, head=None: wished.repeat(len(hidden), 1))
+    assert enhance_prompt(assistant, "draw a fox", max_new_tokens=5).text == "xxxxx"
 
 
 @pytest.mark.parametrize("written", ["", "  \n", '""'])
