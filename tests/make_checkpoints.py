@@ -27,7 +27,10 @@ def golden_config(golden: Path, part: str) -> dict:
 
 def golden_weights(golden: Path, part: str) -> dict[str, Tensor]:
     """The weights of a golden part; `vae_bfl` is the VAE under the names of ae.safetensors."""
-    names = {"transformer": "dit_weights", "vae": "vae_weights", "vae_bfl": "vae_weights_bfl", "mllm": "mllm_weights"}
+    if part == "vae_bfl":
+        vae, names = golden_weights(golden, "vae"), json.loads((golden / "vae_bfl_names.json").read_text(encoding="utf-8"))
+        return {name: vae[same["is"]].reshape(same["shape"]) for name, same in names.items()}
+    names = {"transformer": "dit_weights", "vae": "vae_weights", "mllm": "mllm_weights"}
     return load_file(golden / f"{names[part]}.safetensors")
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from make_checkpoints import golden_weights
 from safetensors.torch import load_file, save_file
 
 from omnigen2_core.errors import CheckpointError
@@ -22,8 +23,16 @@ LARGEST_FOLDER = 12_000_000
 
 
 @pytest.fixture(scope="module")
-def rows(golden):
-    return list(replay_folder(golden))
+def complete(golden, tmp_path_factory):
+    """The golden data as they came, with the VAE's weights in both layouts."""
+    folder = shutil.copytree(golden, tmp_path_factory.mktemp("golden") / "complete")
+    save_file(golden_weights(golden, "vae_bfl"), folder / "vae_weights_bfl.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(complete):
+    return list(replay_folder(complete))
 
 
 @pytest.fixture
@@ -50,6 +59,7 @@ def test_every_case_of_every_json_is_replayed(rows, golden):
     assert {row.case for row in rows_of(rows, "sampling")} >= set(names("sampling.json"))
     assert [row.case for row in rows_of(rows, "lora")] == list(json.loads((golden / "lora.json").read_text())["cases"])
     assert len(rows_of(rows, "schedule")) == len(json.loads((golden / "schedule.json").read_text())["tables"])
+    assert {"(bfl)" in row.case for row in rows_of(rows, "vae") if row.ok} == {True, False}
     parts = {row.part for row in rows if row.ok}
     assert parts >= {"sizes", "pixels", "shapes", "prompts", "vision", "encoder", "vae", "dit inner"}
 
