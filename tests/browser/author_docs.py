@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from template_graphs import FILES, built_in_parts, built_in_settings, encode, pu
 
 IMAGES = ROOT / "web" / "docs" / "images"
 REFERENCE = "picture.png"
+CHAT_PICTURE = "omnigen2_chat/drawn_00001_.png"
 LARGEST = 40_000
 """Bytes of a picture: one for each node is fetched with every clone."""
 WIDEST = 900
@@ -132,6 +134,20 @@ def enhance_prompt() -> HelpPicture:
     return picture("OmniGen2EnhancePrompt", graph, Row(graph.nodes[0], enhanced, encoded), runs=False)
 
 
+def chat() -> HelpPicture:
+    """A conversation of two pictures, of which the second is drawn when the graph runs."""
+    graph = Graph("")
+    parts = built_in_parts(graph)
+    settings = built_in_settings()
+    turns = [{"role": "user", "text": "A large red circle in the middle on a white background", "images": []},
+             {"role": "assistant", "text": "", "images": [CHAT_PICTURE]}]
+    talk = graph.add("OmniGen2Chat", box=(460, 760), model=parts.model, clip=parts.clip, vae=parts.vae, mode="draw", show_last_picture=True,
+                     history=json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": turns}),
+                     message="Change the background to yellow", seed=1, control_after_generate="fixed", negative_prompt="",
+                     steps=settings["steps"], text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"])
+    return picture("OmniGen2Chat", graph, Row(graph.nodes[0], talk))
+
+
 def _drawing(graph: Graph, parts, prompt: str, reference=None) -> tuple[Node, Node, Node, Node]:
     settings = built_in_settings()
     encoded = encode(graph, parts, prompt, [reference] if reference else [], negative_prompt="", box=(320, 360),
@@ -154,6 +170,7 @@ PICTURES = {
     "OmniGen2LoadLoRA": load_lora,
     "OmniGen2Ask": ask,
     "OmniGen2EnhancePrompt": enhance_prompt,
+    "OmniGen2Chat": chat,
 }
 
 BOUNDS = """(ids) => {
@@ -219,6 +236,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = Server(Path(folder))
         server.save_input(REFERENCE, reference())
+        (server.output / CHAT_PICTURE).parent.mkdir()
+        reference().save(server.output / CHAT_PICTURE)
         for category, (name, _) in FILES.items():
             (server.models / category / name).touch()
         with server:
