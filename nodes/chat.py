@@ -197,7 +197,8 @@ class OmniGen2Chat(io.ComfyNode):
         require_omnigen2(model)
         require_vae(vae)
         profile = profile_of(model)
-        shown = [pictures.show(picture) for picture in collect_pictures(images, min(MAX_IMAGES, profile.max_references))]
+        most = min(MAX_IMAGES, profile.max_references)
+        shown = [pictures.show(picture) for picture in collect_pictures(images, most)]
         if options.show_last_picture:
             shown += before.images[-1:]
         live = LiveChat(cls.hidden.unique_id, message, options.max_length)
@@ -232,15 +233,19 @@ class OmniGen2Chat(io.ComfyNode):
             said.turn.text,
             drawn[0].image if drawn else ExecutionBlocker(None),
             said.conversation,
-            notes=[*_notes_on_beginning(own, conversation), *said.notes, *(note for one in drawn for note in one.notes)],
+            notes=[*_notes_on_beginning(own, conversation), *said.notes, *(drawn[0].notes if drawn else ())],
             text=[said.turn.text],
             **{ANSWER: [answer]},
         )
 
 
 def _room(assistant: HostAssistant, max_length: int) -> int:
-    """Tokens that a conversation may have, so that the answer fits into what the model reads."""
-    return max(1, min(Limits.tokens, assistant.model.config.text["max_position_embeddings"] - max_length))
+    """Tokens that a conversation may have, so that the answer fits into what the model reads.
+
+    Where the answer alone does not fit, writing it is refused with a better reason than too long a conversation.
+    """
+    room = assistant.model.config.text["max_position_embeddings"] - max_length
+    return min(Limits.tokens, room) if room > 0 else Limits.tokens
 
 
 def _last_answer(conversation: Conversation, pictures: ChatPictures) -> io.NodeOutput:

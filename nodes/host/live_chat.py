@@ -11,7 +11,7 @@ EVENT = "omnigen2.chat"
 
 
 class LiveChat(LiveText):
-    """What the page learns of one turn while it is made, and the place where that can be cancelled. Made for one run."""
+    """What the page learns of a turn while it is made, and the place where that can be cancelled. Made for one run."""
 
     def __init__(self, node: str, message: str, max_new_tokens: int):
         super().__init__(node, 1, max_new_tokens)

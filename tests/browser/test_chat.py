@@ -51,6 +51,7 @@ class Chat:
         """An element of this node's own, wherever the canvas has put it."""
         self.canvas.evaluate(
             """(id) => {
+                for (const marked of document.querySelectorAll(`[data-test-chat="${id}"]`)) delete marked.dataset.testChat;
                 const chat = app.graph.getNodeById(id).widgets.filter(w => ['history', 'message'].includes(w.name));
                 for (const widget of chat) widget.element.dataset.testChat = id;
             }""",

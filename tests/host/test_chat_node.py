@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from harness import Graph, Refused
 from PIL import Image
-from small_models import install_folder
+from small_models import install_folder, write_encoder
 
 from omnigen2_core.conversation import Conversation, Role, Turn
 
@@ -161,6 +161,13 @@ def test_the_next_turn_goes_on_with_the_json_of_the_last(server, folder):
     first = turn(server, folder, "Draw a fox.", DRAW)
     second = turn(server, folder, "Is it red?", "Yes.", history=first.to_json())
     assert second.turns == (*first.turns, Turn(Role.USER, "Is it red?"), Turn(Role.ASSISTANT, "Yes."))
+
+
+def test_a_program_without_a_page_gets_the_answer_from_the_run_s_history(server, folder):
+    talk = Talk(folder)
+    node = talk.say("What?", "A fox.")
+    outputs = server.wait(server.queue(talk.graph))["outputs"]
+    assert [turn["text"] for turn in json.loads(outputs[node][ANSWER][0]["conversation"])["turns"]] == ["What?", "A fox."]
 
 
 def test_the_newest_picture_is_shown_again_to_be_changed(server, folder):
@@ -363,6 +370,7 @@ def test_a_link_that_leads_out_of_the_output_folder_is_not_followed(server, fold
         ({"images": 6}, "6 reference images are connected"),
         ({"shift": "odd"}, "choose auto, fixed or none"),
         ({"message": "<|image_pad|>"}, "<|image_pad|>"),
+        ({"mode": "text", "max_length": 5000}, "more than the 4096"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_a_sentence(server, folder, inputs, message):
@@ -383,6 +391,17 @@ def test_settings_out_of_range_are_refused_before_the_run(server, folder, inputs
     with pytest.raises(Refused) as refused:
         server.queue(talk.graph)
     assert named in json.dumps(refused.value.node_errors[node])
+
+
+def test_an_encoder_without_eyes_draws_and_refuses_to_look(server, folder, golden):
+    write_encoder(server.models / "text_encoders" / "blind.safetensors", golden, vision=False)
+    told = turn(server, folder, "Draw a fox.", DRAW)
+    talk = Talk(folder)
+    talk.clip = talk.graph.add("OmniGen2LoadEncoder", text_encoder="blind.safetensors", dtype="auto")[0]
+    talk.say("Draw a fox.", mode="draw")
+    server.run(talk.graph)
+    talk.say("Is it red?", history=told.to_json())
+    assert "blind.safetensors" in refusal(server, talk)
 
 
 def test_parts_of_another_model_are_refused_with_the_node_to_use(server, folder):

@@ -1,7 +1,7 @@
-// The conversation of OmniGen2 Chat, as two widgets of the node: `history`, which shows its JSON as turns with pictures,
-// and `message`, the field for the next one. The node's state is these two values and nothing else, so saving, loading,
-// copying and undoing it are the frontend's own. What people and models wrote is only ever set as textContent, and names
-// of files only as parameters of an address on this server.
+// The conversation of OmniGen2 Chat, as two widgets of the node: `history`, which shows its JSON as turns with
+// pictures, and `message`, the field for the next one. The node's state is these two values and nothing else, so
+// saving, loading, copying and undoing it are the frontend's own. What people and models wrote is only ever set as
+// textContent, and names of files only as parameters of an address on this server.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { findNode } from "./notes.js";
@@ -172,6 +172,7 @@ class Chat {
     // Above a short conversation, so that it begins at the top.
     scrolling.append(make("div", "flex: 1 1 auto;"), content);
     this.log = make("div", `position: relative; width: 100%; height: 100%; min-height: ${LOG_HEIGHT - 20}px;`);
+    this.log.dataset.omnigen2Chat = "log";
     this.log.append(scrolling);
   }
 
@@ -200,7 +201,9 @@ class Chat {
     anew.addEventListener("click", () => this.begin());
     const buttons = make("div", "display: flex; flex-direction: column; gap: 4px; flex: 0 0 108px;");
     buttons.append(send, anew);
-    this.composer = make("div", `display: flex; gap: 4px; width: 100%; height: 100%; min-height: ${FIELD_HEIGHT - 20}px;`);
+    const size = `width: 100%; height: 100%; min-height: ${FIELD_HEIGHT - 20}px;`;
+    this.composer = make("div", `display: flex; gap: 4px; ${size}`);
+    this.composer.dataset.omnigen2Chat = "composer";
     this.composer.append(this.field, buttons);
   }
 
@@ -344,6 +347,17 @@ function collect(node) {
   if (index >= 0) chatOf(node).add(waiting.splice(index, 1)[0].answer);
 }
 
+// Nodes 2.0 goes on showing the elements of a node that undo has made anew; those of the new node take their place.
+function takePlace(node) {
+  if (node.graph !== app.canvas?.graph) return;
+  const shown = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"]`);
+  const { log, composer } = chatOf(node);
+  for (const element of [log, composer]) {
+    const old = shown?.querySelector(`[data-omnigen2-chat="${element.dataset.omnigen2Chat}"]`);
+    if (old && old !== element) old.replaceWith(element);
+  }
+}
+
 function historyWidget(node, name) {
   const chat = chatOf(node);
   const widget = node.addDOMWidget(name, "OMNIGEN2_CHAT_HISTORY", chat.log, {
@@ -374,7 +388,9 @@ app.registerExtension({
     OMNIGEN2_CHAT_MESSAGE: messageWidget,
   }),
   loadedGraphNode(node) {
-    if (node.comfyClass === NODE) collect(node);
+    if (node.comfyClass !== NODE) return;
+    takePlace(node);
+    collect(node);
   },
   setup() {
     api.addEventListener("omnigen2.chat", ({ detail }) => chatAt(detail.node)?.live(detail));
