@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -27,10 +26,9 @@ from template_graphs import FILES, built_in_parts, built_in_settings, encode, pu
 
 IMAGES = ROOT / "web" / "docs" / "images"
 REFERENCE = "picture.png"
-CHAT_PICTURE = "omnigen2_chat/drawn_00001_.png"
 LARGEST = 40_000
 """Bytes of a picture: one for each node is fetched with every clone."""
-WIDEST = 900
+WIDEST, TALLEST = 900, 940
 MARGIN, BADGE = 14, 30
 """Pixels around the nodes, and above them, where the frontend names the pack."""
 
@@ -135,17 +133,12 @@ def enhance_prompt() -> HelpPicture:
 
 
 def chat() -> HelpPicture:
-    """A conversation of two pictures, of which the second is drawn when the graph runs."""
     graph = Graph("")
     parts = built_in_parts(graph)
-    settings = built_in_settings()
-    turns = [{"role": "user", "text": "A large red circle in the middle on a white background", "images": []},
-             {"role": "assistant", "text": "", "images": [CHAT_PICTURE]}]
-    talk = graph.add("OmniGen2Chat", box=(460, 760), model=parts.model, clip=parts.clip, vae=parts.vae, mode="draw", show_last_picture=True,
-                     history=json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": turns}),
-                     message="Change the background to yellow", seed=1, control_after_generate="fixed", negative_prompt="",
-                     steps=settings["steps"], text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"])
-    return picture("OmniGen2Chat", graph, Row(graph.nodes[0], talk))
+    loaded = graph.add("LoadImage", box=(260, 260), image=REFERENCE)
+    talk = graph.add("OmniGen2Chat", box=(460, 0), model=parts.model, clip=parts.clip, vae=parts.vae, message="What color is the circle?", mode="text",
+                     images__image_1=loaded["IMAGE"], seed=1, control_after_generate="fixed")
+    return picture("OmniGen2Chat", graph, Row(Column(graph.nodes[0], loaded), talk))
 
 
 def _drawing(graph: Graph, parts, prompt: str, reference=None) -> tuple[Node, Node, Node, Node]:
@@ -181,12 +174,13 @@ BOUNDS = """(ids) => {
     return {x: (left + x0) * scale + box.left, y: (top + y0) * scale + box.top, width: (right - left) * scale, height: (bottom - top) * scale};
 }"""
 
-FRAME = """([ids, node, widest]) => {
+FRAME = """([ids, node, widest, tallest]) => {
     const nodes = ids.map(id => app.graph.getNodeById(id));
     for (const other of app.graph.nodes) if (other.type === node) other.boxcolor = '#d9a441';
     const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1]));
     const width = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) - left;
-    const scale = Math.min(1, widest / width);
+    const height = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) - top;
+    const scale = Math.min(1, widest / width, tallest / height);
     app.canvas.background_image = null;
     app.canvas.ds.scale = scale;
     app.canvas.ds.offset = [100 / scale - left, 140 / scale - top];
@@ -200,7 +194,7 @@ def photograph(canvas: Canvas, shot: HelpPicture, run: bool) -> Image.Image:
     ids = [node.index + 1 for node in shot.shown]
     if run and shot.runs:
         canvas.run()
-    canvas.evaluate(FRAME, [ids, shot.graph.name, WIDEST - 2 * MARGIN])
+    canvas.evaluate(FRAME, [ids, shot.graph.name, WIDEST - 2 * MARGIN, TALLEST])
     canvas.page.wait_for_timeout(1500)
     area = canvas.evaluate(BOUNDS, ids)
     clip = {"x": area["x"] - MARGIN, "y": area["y"] - BADGE, "width": area["width"] + 2 * MARGIN, "height": area["height"] + BADGE + MARGIN}
@@ -236,8 +230,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = Server(Path(folder))
         server.save_input(REFERENCE, reference())
-        (server.output / CHAT_PICTURE).parent.mkdir()
-        reference().save(server.output / CHAT_PICTURE)
         for category, (name, _) in FILES.items():
             (server.models / category / name).touch()
         with server:
