@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .chat import OmniGen2Chat
 from .encode import OmniGen2Encode
 from .host.assets import PACK, serve_under_odd_name
 from .host.replacements import register_replacements
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     OmniGen2Sigmas,
     OmniGen2Ask,
     OmniGen2EnhancePrompt,
+    OmniGen2Chat,
 ]
 
 

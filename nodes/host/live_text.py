@@ -55,7 +55,11 @@ class LiveText:
         self.shown_at = time.monotonic()
         if text != self.shown:
             self.shown = text
-            PromptServer.instance.send_progress_text(as_characters(text), self.node, PromptServer.instance.client_id)
+            self.send(text)
+
+    def send(self, text: str) -> None:
+        """Tell the page, as ComfyUI tells of progress in words."""
+        PromptServer.instance.send_progress_text(as_characters(text), self.node, PromptServer.instance.client_id)
 
     def _joined(self) -> str:
         if len(self.answers) == 1:

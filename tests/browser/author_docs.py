@@ -28,7 +28,7 @@ IMAGES = ROOT / "web" / "docs" / "images"
 REFERENCE = "picture.png"
 LARGEST = 40_000
 """Bytes of a picture: one for each node is fetched with every clone."""
-WIDEST = 900
+WIDEST, TALLEST = 900, 940
 MARGIN, BADGE = 14, 30
 """Pixels around the nodes, and above them, where the frontend names the pack."""
 
@@ -132,6 +132,15 @@ def enhance_prompt() -> HelpPicture:
     return picture("OmniGen2EnhancePrompt", graph, Row(graph.nodes[0], enhanced, encoded), runs=False)
 
 
+def chat() -> HelpPicture:
+    graph = Graph("")
+    parts = built_in_parts(graph)
+    loaded = graph.add("LoadImage", box=(260, 260), image=REFERENCE)
+    talk = graph.add("OmniGen2Chat", box=(460, 0), model=parts.model, clip=parts.clip, vae=parts.vae, message="What color is the circle?", mode="text",
+                     images__image_1=loaded["IMAGE"], seed=1, control_after_generate="fixed")
+    return picture("OmniGen2Chat", graph, Row(Column(graph.nodes[0], loaded), talk))
+
+
 def _drawing(graph: Graph, parts, prompt: str, reference=None) -> tuple[Node, Node, Node, Node]:
     settings = built_in_settings()
     encoded = encode(graph, parts, prompt, [reference] if reference else [], negative_prompt="", box=(320, 360),
@@ -154,6 +163,7 @@ PICTURES = {
     "OmniGen2LoadLoRA": load_lora,
     "OmniGen2Ask": ask,
     "OmniGen2EnhancePrompt": enhance_prompt,
+    "OmniGen2Chat": chat,
 }
 
 BOUNDS = """(ids) => {
@@ -164,12 +174,13 @@ BOUNDS = """(ids) => {
     return {x: (left + x0) * scale + box.left, y: (top + y0) * scale + box.top, width: (right - left) * scale, height: (bottom - top) * scale};
 }"""
 
-FRAME = """([ids, node, widest]) => {
+FRAME = """([ids, node, widest, tallest]) => {
     const nodes = ids.map(id => app.graph.getNodeById(id));
     for (const other of app.graph.nodes) if (other.type === node) other.boxcolor = '#d9a441';
     const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1]));
     const width = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) - left;
-    const scale = Math.min(1, widest / width);
+    const height = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) - top;
+    const scale = Math.min(1, widest / width, tallest / height);
     app.canvas.background_image = null;
     app.canvas.ds.scale = scale;
     app.canvas.ds.offset = [100 / scale - left, 140 / scale - top];
@@ -183,7 +194,7 @@ def photograph(canvas: Canvas, shot: HelpPicture, run: bool) -> Image.Image:
     ids = [node.index + 1 for node in shot.shown]
     if run and shot.runs:
         canvas.run()
-    canvas.evaluate(FRAME, [ids, shot.graph.name, WIDEST - 2 * MARGIN])
+    canvas.evaluate(FRAME, [ids, shot.graph.name, WIDEST - 2 * MARGIN, TALLEST])
     canvas.page.wait_for_timeout(1500)
     area = canvas.evaluate(BOUNDS, ids)
     clip = {"x": area["x"] - MARGIN, "y": area["y"] - BADGE, "width": area["width"] + 2 * MARGIN, "height": area["height"] + BADGE + MARGIN}

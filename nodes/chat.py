@@ -1,0 +1,273 @@
+"""The chat: a conversation in which the model answers in words or draws, as it decides or the user says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..omnigen2_core.assistant import MAX_IMAGES
+from ..omnigen2_core.chat import Drawing, Mode, reply
+from ..omnigen2_core.conversation import MAX_TURNS, Conversation, Limits
+from ..omnigen2_core.errors import ConversationError
+from ..omnigen2_core.images import to_image_tensor
+from ..omnigen2_core.prompts import DEFAULT_NEGATIVE_PROMPT
+from ..omnigen2_core.understanding import MAX_NEW_TOKENS
+from .chat_drawing import Drawn, draw
+from .host.assistant import HostAssistant, assistant_of
+from .host.chat_pictures import ChatPictures, save_drawn
+from .host.guider import require_omnigen2
+from .host.live_chat import LiveChat
+from .host.model import profile_of
+from .host.notes import output_with_notes
+from .host.references import collect_pictures, require_vae
+from .sampling import setting_inputs
+from .understanding import CLIP_TOOLTIP, choice_inputs, images_input, sampling_of
+
+ConversationType = io.Custom("OMNIGEN2_CONVERSATION")
+"""A socket whose values are `omnigen2_core.conversation.Conversation`: turns as text, pictures by file name."""
+
+ANSWER = "omnigen2_chat"
+"""The key under which web/js/chat.js finds a turn in the node's output."""
+
+SAMPLER = ("seed", "steps", "solver", "text_guidance", "image_guidance", "guidance_start", "guidance_end", "shift")
+
+
+class OmniGen2Chat(io.ComfyNode):
+    """One turn of a conversation.
+
+    The node keeps nothing: the conversation so far comes in as JSON, and the page puts what goes out there again.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OmniGen2Chat",
+            display_name="OmniGen2 Chat",
+            category="OmniGen2",
+            description="A conversation with OmniGen2, which answers each message in words or with a picture, as it "
+            "decides or as you say. The conversation is shown on the node and saved with the workflow; its pictures "
+            "are files in the output folder.",
+            search_aliases=["omnigen2 chat", "conversation", "talk", "interleaved", "multi turn edit", "assistant"],
+            is_output_node=True,
+            not_idempotent=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="An OmniGen2 MODEL, from our loaders or from core's."),
+                io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
+                io.Vae.Input("vae", tooltip="Reads the pictures that are shown and decodes those that are drawn."),
+                io.String.Input(
+                    "history",
+                    multiline=True,
+                    default="",
+                    socketless=True,
+                    extra_dict={"widgetType": "OMNIGEN2_CHAT_HISTORY"},
+                    tooltip="The conversation so far as JSON, empty at its beginning. The page shows it as a "
+                    "conversation and adds every answer; a program puts the JSON of the last answer here.",
+                ),
+                io.String.Input(
+                    "message",
+                    multiline=True,
+                    default="",
+                    extra_dict={"widgetType": "OMNIGEN2_CHAT_MESSAGE"},
+                    tooltip="What you say. Enter sends it, Shift and Enter begin a new line. Empty: nothing is asked, "
+                    "and the last answer goes out again.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=[mode.value for mode in Mode],
+                    default=Mode.AUTO.value,
+                    tooltip="auto: the model decides whether it answers in words or draws. text: words only. draw: a "
+                    "picture, and no words.",
+                ),
+                io.Boolean.Input(
+                    "show_last_picture",
+                    default=False,
+                    tooltip="Show the newest picture of the conversation with the message again, after the connected "
+                    "images: the picture to be changed. Without it a picture is drawn from the message alone.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    default=DEFAULT_NEGATIVE_PROMPT,
+                    advanced=True,
+                    tooltip="What to keep away from in a picture. The default is the one that OmniGen2's authors use; "
+                    "it may be empty.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=16,
+                    max=8192,
+                    step=16,
+                    tooltip="Width of a drawn picture, in pixels; cut down to a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=1024,
+                    min=16,
+                    max=8192,
+                    step=16,
+                    tooltip="Height of a drawn picture, in pixels; cut down to a multiple of 16.",
+                ),
+                io.Boolean.Input(
+                    "match_reference",
+                    default=True,
+                    tooltip="With exactly one image shown with the message, draw in that image's size and ignore "
+                    "width and height. Best for edits.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Decides the noise that a picture is drawn from and, with sampling, the words.",
+                ),
+                *setting_inputs(),
+                *choice_inputs(sampling=False),
+                io.Int.Input(
+                    "max_length",
+                    default=MAX_NEW_TOKENS,
+                    min=1,
+                    max=8192,
+                    advanced=True,
+                    tooltip="Tokens after which an answer in words is cut off; a word is one or two.",
+                ),
+                io.Int.Input(
+                    "keep_turns",
+                    default=Limits.turns,
+                    min=2,
+                    max=MAX_TURNS,
+                    advanced=True,
+                    tooltip="How many turns of both sides the conversation keeps. The oldest go first, and a note says "
+                    "so.",
+                ),
+                io.Int.Input(
+                    "keep_images",
+                    default=Limits.images,
+                    min=0,
+                    max=100,
+                    advanced=True,
+                    tooltip="How many pictures the conversation keeps; those of the newest message always stay. The "
+                    "oldest go first, and a note says so. Their files stay.",
+                ),
+                ConversationType.Input(
+                    "conversation",
+                    optional=True,
+                    tooltip="A conversation of another OmniGen2 Chat to begin with. It counts while this node has none "
+                    "of its own.",
+                ),
+                images_input(
+                    "An image to show with the message. Every image of a batch counts as one.",
+                    "Images to show with the message, up to five: to talk about, or to draw from. Image 1 of the "
+                    "message is the first. They go with every message while they are connected.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "text", display_name="text", tooltip="What the model said; empty when it drew."
+                ),
+                io.Image.Output(
+                    "image",
+                    display_name="image",
+                    tooltip="What the model drew. When it answered in words, nodes that take this do not run.",
+                ),
+                ConversationType.Output(
+                    "conversation",
+                    display_name="conversation",
+                    tooltip="The whole conversation with this turn, for another OmniGen2 Chat.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, history, message, images=None, conversation=None, **settings
+    ) -> io.NodeOutput:
+        own = Conversation.from_json(history)
+        before = own if own.turns else conversation or own
+        pictures = ChatPictures()
+        if not message.strip():
+            return _last_answer(before, pictures)
+        options = SimpleNamespace(**settings)
+        assistant = assistant_of(clip)
+        require_omnigen2(model)
+        require_vae(vae)
+        profile = profile_of(model)
+        most = min(MAX_IMAGES, profile.max_references)
+        shown = [pictures.show(picture) for picture in collect_pictures(images, most)]
+        if options.show_last_picture:
+            shown += before.images[-1:]
+        live = LiveChat(cls.hidden.unique_id, message, options.max_length)
+        drawn: list[Drawn] = []
+
+        def on_draw(drawing: Drawing) -> list[str]:
+            live.drawing()
+            sampler = {name: settings[name] for name in SAMPLER if name in settings}
+            size = {name: settings[name] for name in ("width", "height", "match_reference")}
+            drawn.append(draw(model, vae, drawing, message, profile, **size, sampler=sampler))
+            return save_drawn(drawn[0].image, cls)
+
+        said = reply(
+            assistant,
+            before,
+            message,
+            shown,
+            load=pictures.open,
+            draw=on_draw,
+            mode=Mode(options.mode),
+            negative_prompt=options.negative_prompt,
+            limits=Limits(options.keep_turns, options.keep_images, _room(assistant, options.max_length)),
+            sampling=sampling_of(options),
+            seed=options.seed,
+            max_new_tokens=options.max_length,
+            on_text=lambda piece: live.on_text(0, piece),
+            on_step=live.on_step,
+        )
+        pictures.keep()
+        answer = {"before": history, "message": message, "conversation": said.conversation.to_json()}
+        return output_with_notes(
+            said.turn.text,
+            drawn[0].image if drawn else ExecutionBlocker(None),
+            said.conversation,
+            notes=[*_notes_on_beginning(own, conversation), *said.notes, *(drawn[0].notes if drawn else ())],
+            text=[said.turn.text],
+            **{ANSWER: [answer]},
+        )
+
+
+def _room(assistant: HostAssistant, max_length: int) -> int:
+    """Tokens that a conversation may have, so that the answer fits into what the model reads.
+
+    Where the answer alone does not fit, writing it is refused with a better reason than too long a conversation.
+    """
+    room = assistant.model.config.text["max_position_embeddings"] - max_length
+    return min(Limits.tokens, room) if room > 0 else Limits.tokens
+
+
+def _last_answer(conversation: Conversation, pictures: ChatPictures) -> io.NodeOutput:
+    """What goes out when nothing is asked. Raises ConversationError when there is nothing to go out."""
+    if not conversation.turns:
+        raise ConversationError("The message is empty and there is no conversation yet; write something to begin one.")
+    turn = conversation.turns[-1]
+    notes = ["The message is empty, so nothing was asked; the last answer went out again."]
+    image: Any = ExecutionBlocker(None)
+    if turn.images:
+        try:
+            image = to_image_tensor(pictures.open(turn.images[0]))
+        except OSError as error:
+            notes.append(f"The picture {turn.images[0]!r} cannot be opened: {error}. No image went out.")
+    return output_with_notes(turn.text, image, conversation, notes=notes, text=[turn.text])
+
+
+def _notes_on_beginning(own: Conversation, connected: Conversation | None) -> list[str]:
+    """A note where a connected conversation is not what this one began with."""
+    if connected is None or not own.turns or own.turns[: len(connected.turns)] == connected.turns:
+        return []
+    return [
+        "The connected conversation did not count, because this node continues its own; begin a new one to continue "
+        "from there."
+    ]

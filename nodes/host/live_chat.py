@@ -1,0 +1,30 @@
+"""A turn of a chat as it comes, for the conversation that a node shows."""
+
+from __future__ import annotations
+
+from server import PromptServer
+
+from .live_text import LiveText
+
+EVENT = "omnigen2.chat"
+"""The event that web/js/chat.js listens to: {"node", "message", "text", "drawing"}, plain text each."""
+
+
+class LiveChat(LiveText):
+    """What the page learns of a turn while it is made, and the place where that can be cancelled. Made for one run."""
+
+    def __init__(self, node: str, message: str, max_new_tokens: int):
+        super().__init__(node, 1, max_new_tokens)
+        self.message = message
+        self.send("")
+
+    def drawing(self) -> None:
+        """The model has begun to draw."""
+        self.send(self.shown, drawing=True)
+
+    def send(self, text: str, drawing: bool = False) -> None:
+        """Tell the page that queued the run; where none did, there is nobody to tell."""
+        page = PromptServer.instance.client_id
+        if page is not None:
+            data = {"node": self.node, "message": self.message, "text": text, "drawing": drawing}
+            PromptServer.instance.send_sync(EVENT, data, page)

@@ -1,0 +1,327 @@
+"""The conversation on OmniGen2 Chat, as the page shows it, sends to it, and keeps it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small_models import install_folder
+
+# What would be a picture, a link, bold or a script on a page that reads it as HTML or as Markdown.
+HOSTILE = '<img src="x" onerror="window.broken = true"> ![a](http://x.y/z.png) [b](http://x.y) **fox** <b>&amp;</b>'
+DRAW = "<|img|>"
+EMPTY = "Write a message below. Your conversation appears here."
+
+MAKE = """([folder, written]) => {
+    const add = (type, x, y) => {
+        const node = LiteGraph.createNode(type);
+        node.pos = [x, y];
+        app.graph.add(node);
+        return node;
+    };
+    const set = (node, values) => Object.entries(values).forEach(([name, value]) => node.widgets.find(w => w.name === name).value = value);
+    const loader = add('OmniGen2LoadFolder', 50, 100);
+    set(loader, {folder, dtype: 'fp32'});
+    return written.map((text, i) => {
+        const writer = add('TestWrites', 50, 350 + 200 * i), chat = add('OmniGen2Chat', 400 + 480 * i, 80);
+        set(writer, {text});
+        set(chat, {steps: 1, width: 64, height: 48, control_after_generate: 'fixed'});
+        loader.connect(0, chat, 0);
+        loader.connect(1, writer, 0);
+        writer.connect(0, chat, 1);
+        loader.connect(2, chat, 2);
+        return [chat.id, writer.id];
+    });
+}"""
+SET = "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }"
+GET = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
+END = """() => new Promise(resolve => {
+    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(kind, () => resolve(kind), {once: true});
+})"""
+
+
+class Chat:
+    """One chat node on a canvas and what a user does with it. `node` is its id, `writer` that of what writes for it."""
+
+    def __init__(self, canvas, node: int, writer: int | None = None):
+        self.canvas, self.node, self.writer = canvas, node, writer
+
+    def part(self, selector: str):
+        """An element of this node's own, wherever the canvas has put it."""
+        self.canvas.evaluate(
+            """(id) => {
+                for (const marked of document.querySelectorAll(`[data-test-chat="${id}"]`)) delete marked.dataset.testChat;
+                const chat = app.graph.getNodeById(id).widgets.filter(w => ['history', 'message'].includes(w.name));
+                for (const widget of chat) widget.element.dataset.testChat = id;
+            }""",
+            self.node,
+        )
+        return self.canvas.page.locator(f'[data-test-chat="{self.node}"]').locator(selector)
+
+    @property
+    def log(self):
+        return self.part('[role="log"]')
+
+    @property
+    def field(self):
+        return self.part("textarea")
+
+    @property
+    def status(self):
+        return self.part('[role="status"]')
+
+    def get(self, name: str):
+        return self.canvas.evaluate(GET, [self.node, name])
+
+    def set(self, name: str, value) -> None:
+        self.canvas.evaluate(SET, [self.node, name, value])
+
+    def writes(self, text: str, seconds: float = 0.0) -> None:
+        self.canvas.evaluate(SET, [self.writer, "text", text])
+        self.canvas.evaluate(SET, [self.writer, "seconds", seconds])
+
+    def send(self, message: str) -> str:
+        """Type a message and press Enter; how the run ended."""
+        self.canvas.evaluate(f"() => {{ window.chatEnd = ({END})() }}")
+        self.field.fill(message)
+        self.field.press("Enter")
+        ended = self.canvas.evaluate("window.chatEnd")
+        self.canvas.page.wait_for_timeout(300)
+        return ended
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Speaker and text of what is shown."""
+        return [tuple((box.inner_text() + "\n").split("\n", 1)) for box in self.log.locator("> div").all()]
+
+    @property
+    def texts(self) -> list[str]:
+        return [text.strip("\n") for _, text in self.turns]
+
+    @property
+    def saved(self) -> list[tuple[str, str, int]]:
+        """Role, text and number of pictures of every turn in the node's value."""
+        value = self.get("history")
+        turns = json.loads(value)["turns"] if value else []
+        return [(turn["role"], turn["text"], len(turn["images"])) for turn in turns]
+
+
+@pytest.fixture
+def folder(server, golden):
+    return install_folder(server.models, golden)
+
+
+@pytest.fixture
+def chats(folder, canvas):
+    """chats(*written) -> chat nodes whose models write these texts."""
+
+    def make(*written: str) -> list[Chat]:
+        made = [Chat(canvas, *ids) for ids in canvas.evaluate(MAKE, [folder, written])]
+        canvas.page.wait_for_timeout(500)
+        return made
+
+    return make
+
+
+def undo(canvas, way: str = "undo") -> None:
+    canvas.evaluate(f"async () => await app.extensionManager.workflow.activeWorkflow.changeTracker.{way}()")
+    canvas.page.wait_for_timeout(500)
+
+
+def test_a_message_is_sent_with_enter_and_the_answer_is_shown_as_characters(chats, canvas):
+    [chat] = chats(HOSTILE)
+    assert chat.log.inner_text() == EMPTY
+    chat.field.fill("one")
+    chat.field.press("Shift+Enter")
+    chat.field.press_sequentially(HOSTILE)
+    message = f"one\n{HOSTILE}"
+    assert chat.get("message") == message and chat.saved == []
+    assert chat.send(message) == "execution_success"
+    assert chat.turns == [("You", f"{message}\n"), ("OmniGen2", f"{HOSTILE}\n")]
+    assert chat.saved == [("user", message, 0), ("assistant", HOSTILE, 0)]
+    assert chat.field.input_value() == "" and chat.status.inner_text() == ""
+    assert canvas.page.locator('img[src="x"], img[src*="x.y"], a[href*="x.y"]').count() == 0
+    assert chat.log.locator("b, script, img").count() == 0 and canvas.evaluate("window.broken === undefined")
+    assert canvas.errors == []
+
+
+def test_a_picture_is_shown_from_the_output_folder(chats, canvas):
+    [chat] = chats(DRAW)
+    assert chat.send("Draw a fox.") == "execution_success"
+    picture = chat.log.get_by_role("img")
+    canvas.page.wait_for_function("(img) => img.complete && img.naturalWidth === 64", arg=picture.element_handle())
+    address = picture.get_attribute("src")
+    assert "type=output" in address and "subfolder=omnigen2_chat" in address
+    assert picture.get_attribute("alt").startswith("Picture omnigen2_chat/drawn_")
+    assert chat.saved == [("user", "Draw a fox.", 0), ("assistant", "", 1)]
+    assert canvas.errors == []
+
+
+def test_saving_and_opening_the_workflow_shows_the_conversation_again(chats, canvas):
+    [chat] = chats(DRAW)
+    chat.send("Draw a fox.")
+    chat.writes("It is red.")
+    chat.send("Which colour?")
+    chat.field.fill("not sent yet")
+    history, shown = chat.get("history"), chat.turns
+    saved = json.loads(json.dumps(canvas.workflow()))
+    canvas.reset()
+    canvas.load(saved)
+    again = Chat(canvas, chat.node)
+    assert again.turns == shown and again.get("history") == history
+    assert again.field.input_value() == "not sent yet"
+    canvas.page.wait_for_function("(img) => img.naturalWidth === 64", arg=again.log.get_by_role("img").element_handle())
+    prompt = canvas.prompt()[str(chat.node)]["inputs"]
+    assert prompt["history"] == history and prompt["message"] == "not sent yet" and prompt["width"] == 64
+    assert canvas.errors == []
+
+
+def test_the_newest_turn_is_in_view(chats, canvas):
+    [chat] = chats("Yes.")
+    turns = [{"role": role, "text": f"{role} {i}\n" * 6, "images": []} for i in range(12) for role in ("user", "assistant")]
+    chat.set("history", json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": turns}))
+    chat.send("Sure?")
+    assert len(chat.turns) == 26
+    assert canvas.evaluate(
+        """(id) => {
+            const log = app.graph.getNodeById(id).widgets.find(w => w.name === 'history').element;
+            const box = log.getBoundingClientRect(), last = log.querySelector('[role="log"]').lastElementChild.getBoundingClientRect();
+            return last.top >= box.top && last.bottom <= box.bottom + 8 && box.height < 700;
+        }""",
+        chat.node,
+    )
+
+
+def test_a_copy_of_the_node_has_the_conversation_and_goes_its_own_way(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.send("What is it?")
+    ids = canvas.evaluate(
+        """(id) => {
+            const before = new Set(app.graph.nodes.map(n => n.id));
+            app.canvas.copyToClipboard([app.graph.getNodeById(id)]);
+            app.canvas.pasteFromClipboard({connectInputs: true});
+            return app.graph.nodes.map(n => n.id).filter(id => !before.has(id));
+        }""",
+        chat.node,
+    )
+    canvas.page.wait_for_timeout(500)
+    [copy] = [Chat(canvas, node) for node in ids]
+    assert copy.turns == chat.turns and copy.get("history") == chat.get("history")
+    chat.writes("Yes.")
+    chat.send("Sure?")
+    assert chat.texts == ["What is it?", "A fox.", "Sure?", "Yes."]
+    assert copy.texts == ["What is it?", "A fox."]
+    assert canvas.errors == []
+
+
+def test_undo_takes_a_turn_back_and_gives_the_message_back(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.send("What is it?")
+    chat.writes("Yes.")
+    chat.send("Sure?")
+    undo(canvas)
+    assert chat.texts == ["What is it?", "A fox."]
+    assert chat.field.input_value() == "Sure?"
+    undo(canvas, "redo")
+    assert chat.texts == ["What is it?", "A fox.", "Sure?", "Yes."]
+    chat.part("button").nth(1).click()
+    assert chat.log.inner_text() == EMPTY and chat.get("history") == ""
+    undo(canvas)
+    assert len(chat.texts) == 4
+
+
+def test_two_chats_do_not_mix(chats, canvas):
+    first, second = chats("A fox.", "A wolf.")
+    first.field.fill("What is left?")
+    second.send("What is right?")
+    assert first.texts == ["What is left?", "A fox."]
+    assert second.texts == ["What is right?", "A wolf."]
+    first.writes("Yes.")
+    first.send("Sure?")
+    assert len(first.texts) == 4 and len(second.texts) == 2
+    assert canvas.errors == []
+
+
+def test_text_is_shown_while_it_is_written_and_cancelling_leaves_the_conversation(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.send("What is it?")
+    before = chat.get("history")
+    chat.writes("a fox in the snow " * 12, seconds=0.2)
+    canvas.evaluate(f"() => {{ window.chatEnd = ({END})() }}")
+    chat.field.fill("More?")
+    chat.field.press("Enter")
+    canvas.page.wait_for_function(
+        """(id) => {
+            const log = app.graph.getNodeById(id).widgets.find(w => w.name === 'history').element.querySelector('[role="log"]');
+            return log.children.length === 4 && log.lastElementChild.textContent.includes('a fox i');
+        }""",
+        arg=chat.node,
+    )
+    assert chat.texts[2] == "More?" and chat.status.inner_text() == "Writing …"
+    canvas.server.interrupt()
+    assert canvas.evaluate("window.chatEnd") == "execution_interrupted"
+    canvas.page.wait_for_timeout(300)
+    assert chat.texts == ["What is it?", "A fox."] and chat.get("history") == before
+    assert chat.field.input_value() == "More?" and "as it was" in chat.status.inner_text()
+    assert canvas.errors == []
+
+
+def test_an_answer_that_came_while_another_workflow_was_open_is_added_when_its_own_is_open_again(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.field.fill("What is it?")
+    saved = canvas.workflow()
+    canvas.reset()
+    turns = [{"role": "user", "text": "What is it?", "images": []}, {"role": "assistant", "text": "A fox.", "images": []}]
+    answer = {
+        "before": "",
+        "message": "What is it?",
+        "conversation": json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": turns}),
+    }
+    canvas.evaluate(
+        """([id, answer]) => app.api.dispatchCustomEvent('executed', {
+            node: String(id), display_node: String(id), prompt_id: 'none', output: {omnigen2_chat: [answer]},
+        })""",
+        [chat.node, answer],
+    )
+    canvas.load(saved)
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == ""
+
+
+@pytest.mark.parametrize(
+    ("history", "shown"),
+    [
+        ("{", "no conversation that can be shown"),
+        ('{"format": "omnigen2-conversation", "turns": [null, {"role": 5, "text": {}, "images": ["../../x", 7]}]}', "OmniGen2"),
+        ("[" * 5000, "no conversation that can be shown"),
+    ],
+)
+def test_a_history_that_is_no_conversation_harms_nothing(chats, canvas, history, shown):
+    [chat] = chats("A fox.")
+    chat.set("history", history)
+    canvas.page.wait_for_timeout(300)
+    assert shown in chat.log.inner_text()
+    assert chat.get("history") == history
+    assert canvas.evaluate("window.broken === undefined")
+
+
+def test_everything_has_a_name_and_is_reached_with_the_keyboard(chats, canvas):
+    [chat] = chats("A fox.")
+    assert chat.field.get_attribute("aria-label") == "Message"
+    assert chat.log.get_attribute("aria-label") == "Conversation"
+    assert [button.inner_text() for button in chat.part("button").all()] == ["Send", "New conversation"]
+    chat.field.fill("What is it?")
+    chat.field.press("Tab")
+    assert canvas.evaluate("document.activeElement.textContent") == "Send"
+    canvas.evaluate(f"() => {{ window.chatEnd = ({END})() }}")
+    canvas.page.keyboard.press("Enter")
+    assert canvas.evaluate("window.chatEnd") == "execution_success"
+    canvas.page.wait_for_timeout(300)
+    assert chat.texts == ["What is it?", "A fox."]
+
+
+@pytest.mark.parametrize(("locale", "send"), [("ko", "보내기"), ("zh", "发送")])
+def test_the_field_speaks_the_user_s_language(open_canvas, locale, send):
+    canvas = open_canvas(locale=locale)
+    chat = Chat(canvas, canvas.add_node("OmniGen2Chat"))
+    assert chat.part("button").first.inner_text() == send

@@ -1,0 +1,407 @@
+// The conversation of OmniGen2 Chat, as two widgets of the node: `history`, which shows its JSON as turns with
+// pictures, and `message`, the field for the next one. The node's state is these two values and nothing else, so
+// saving, loading, copying and undoing it are the frontend's own. What people and models wrote is only ever set as
+// textContent, and names of files only as parameters of an address on this server.
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { findNode } from "./notes.js";
+
+const NODE = "OmniGen2Chat";
+const FORMAT = "omnigen2-conversation";
+const LOG_HEIGHT = 260;
+const FIELD_HEIGHT = 96;
+
+const WORDS = {
+  en: {
+    log: "Conversation",
+    user: "You",
+    assistant: "OmniGen2",
+    empty: "Write a message below. Your conversation appears here.",
+    message: "Message",
+    hint: "Message: Enter sends, Shift+Enter begins a new line",
+    send: "Send",
+    anew: "New conversation",
+    picture: "Picture",
+    gone: "This picture is gone:",
+    dropped: "Earlier pictures that are no longer kept:",
+    drawing: "Drawing …",
+    writing: "Writing …",
+    stopped: "The run ended before there was an answer. The conversation is as it was.",
+    changed: "An answer came for a conversation that has changed since; it was not added.",
+    unreadable: "What is saved here is no conversation that can be shown:",
+  },
+  ko: {
+    log: "대화",
+    user: "나",
+    assistant: "OmniGen2",
+    empty: "아래에 메시지를 쓰세요. 대화가 여기에 나타납니다.",
+    message: "메시지",
+    hint: "메시지: Enter는 보내기, Shift+Enter는 줄 바꿈",
+    send: "보내기",
+    anew: "새 대화",
+    picture: "그림",
+    gone: "이 그림은 없어졌습니다:",
+    dropped: "더는 보관하지 않는 이전 그림 수:",
+    drawing: "그리는 중 …",
+    writing: "쓰는 중 …",
+    stopped: "답이 나오기 전에 실행이 끝났습니다. 대화는 그대로입니다.",
+    changed: "그사이 바뀐 대화에 대한 답이 와서 더하지 않았습니다.",
+    unreadable: "여기 저장된 것은 보여 줄 수 있는 대화가 아닙니다:",
+  },
+  zh: {
+    log: "对话",
+    user: "我",
+    assistant: "OmniGen2",
+    empty: "在下面写消息，对话会显示在这里。",
+    message: "消息",
+    hint: "消息：Enter 发送，Shift+Enter 换行",
+    send: "发送",
+    anew: "新对话",
+    picture: "图片",
+    gone: "这张图片已不存在：",
+    dropped: "不再保留的较早图片数：",
+    drawing: "正在绘制……",
+    writing: "正在书写……",
+    stopped: "运行在得到回答之前结束。对话保持原样。",
+    changed: "收到的回答属于已经改变的对话，没有加入。",
+    unreadable: "这里保存的不是可以显示的对话：",
+  },
+};
+
+const words = () => WORDS[app.extensionManager.setting.get("Comfy.Locale")] ?? WORDS.en;
+
+const chats = new WeakMap();
+
+// Answers that came while their workflow was not on the canvas; they are given to it when it is there again.
+const waiting = [];
+const MOST_WAITING = 20;
+
+function make(tag, style, properties = {}) {
+  const element = document.createElement(tag);
+  element.style.cssText = style;
+  return Object.assign(element, properties);
+}
+
+function speaker(name) {
+  return make("div", "font-weight: bold; opacity: 0.75;", { textContent: name });
+}
+
+function paragraph(text) {
+  return make("div", "white-space: pre-wrap; overflow-wrap: anywhere;", { textContent: text });
+}
+
+// The turns of a conversation's JSON with everything that is missing or of another type left out. Throws for JSON that
+// is none.
+function turnsOf(json) {
+  if (!json.trim()) return [];
+  const value = JSON.parse(json);
+  if (value?.format !== FORMAT || !Array.isArray(value.turns)) throw new Error(FORMAT);
+  return value.turns.map((turn) => ({
+    user: turn?.role === "user",
+    text: typeof turn?.text === "string" ? turn.text : "",
+    images: (Array.isArray(turn?.images) ? turn.images : []).filter((name) => typeof name === "string"),
+    dropped: Number.isInteger(turn?.images_dropped) ? turn.images_dropped : 0,
+  }));
+}
+
+function pictureElement(name) {
+  const parts = name.split("/");
+  const query = new URLSearchParams({ filename: parts.pop(), subfolder: parts.join("/"), type: "output" });
+  const link = make("a", "display: inline-block; margin: 4px 4px 0 0;", {
+    href: api.apiURL(`/view?${query}`),
+    target: "_blank",
+    rel: "noopener",
+  });
+  const picture = make("img", "display: block; max-width: 100%; max-height: 220px; border-radius: 4px;", {
+    alt: `${words().picture} ${name}`,
+  });
+  picture.onerror = () => link.replaceWith(paragraph(`${words().gone} ${name}`));
+  picture.src = link.href;
+  link.append(picture);
+  return link;
+}
+
+function bubble(user, ...content) {
+  const colour = user ? "rgba(90, 140, 220, 0.18)" : "rgba(160, 160, 160, 0.16)";
+  const box = make("div", `padding: 6px 8px; border-radius: 6px; background: ${colour};`);
+  box.append(speaker(user ? words().user : words().assistant), ...content);
+  return box;
+}
+
+function turnElement(turn) {
+  const content = turn.text ? [paragraph(turn.text)] : [];
+  content.push(...turn.images.map(pictureElement));
+  if (turn.dropped) content.push(paragraph(`${words().dropped} ${turn.dropped}`));
+  return bubble(turn.user, ...content);
+}
+
+class Chat {
+  constructor(node) {
+    this.node = node;
+    this.json = "";
+    this.shown = [];
+    this.passing = [];
+    // What this node was last asked, until there is an answer.
+    this.sent = null;
+    this.makeLog();
+    this.makeField();
+    this.show();
+  }
+
+  // A box of its widget's size around what scrolls, so that a long conversation makes no tall node. The reversed
+  // direction keeps the end in view as it grows, unless the user has scrolled away from it.
+  makeLog() {
+    this.turns = make("div", "display: flex; flex-direction: column; gap: 6px; padding: 6px;");
+    this.turns.setAttribute("role", "log");
+    this.turns.setAttribute("aria-label", words().log);
+    this.status = make("div", "padding: 0 8px 4px; opacity: 0.8;");
+    this.status.setAttribute("role", "status");
+    const scrolling = make(
+      "div",
+      "position: absolute; inset: 0; overflow-y: auto; display: flex; flex-direction: column-reverse; " +
+        "background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); border-radius: 4px; " +
+        "font: 13px/18px sans-serif;",
+      { tabIndex: 0 },
+    );
+    scrolling.setAttribute("role", "region");
+    scrolling.setAttribute("aria-label", words().log);
+    // Nodes 2.0 leaves the wheel to elements that say so.
+    scrolling.dataset.captureWheel = "true";
+    const content = make("div", "");
+    content.append(this.turns, this.status);
+    // Above a short conversation, so that it begins at the top.
+    scrolling.append(make("div", "flex: 1 1 auto;"), content);
+    this.log = make("div", `position: relative; width: 100%; height: 100%; min-height: ${LOG_HEIGHT - 20}px;`);
+    this.log.dataset.omnigen2Chat = "log";
+    this.log.append(scrolling);
+  }
+
+  makeField() {
+    this.field = make(
+      "textarea",
+      "flex: 1 1 auto; min-width: 0; resize: none; border: none; border-radius: 4px; padding: 6px; " +
+        "background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); font: 13px/18px sans-serif;",
+      { placeholder: words().hint },
+    );
+    this.field.setAttribute("aria-label", words().message);
+    this.field.dataset.captureWheel = "true";
+    this.field.addEventListener("keydown", (event) => {
+      // While a Korean or Chinese word is being composed, Enter ends the word.
+      if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.send();
+    });
+    const style =
+      "flex: 1 1 auto; border: none; border-radius: 4px; padding: 4px 8px; cursor: pointer; " +
+      "background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); font: 12px/16px sans-serif;";
+    const send = make("button", style, { type: "button", textContent: words().send });
+    send.addEventListener("click", () => this.send());
+    const anew = make("button", style, { type: "button", textContent: words().anew });
+    anew.addEventListener("click", () => this.begin());
+    const buttons = make("div", "display: flex; flex-direction: column; gap: 4px; flex: 0 0 108px;");
+    buttons.append(send, anew);
+    const size = `width: 100%; height: 100%; min-height: ${FIELD_HEIGHT - 20}px;`;
+    this.composer = make("div", `display: flex; gap: 4px; ${size}`);
+    this.composer.dataset.omnigen2Chat = "composer";
+    this.composer.append(this.field, buttons);
+  }
+
+  get history() {
+    return this.json;
+  }
+
+  set history(value) {
+    this.json = String(value ?? "");
+    this.show();
+  }
+
+  get message() {
+    return this.field.value;
+  }
+
+  set message(value) {
+    this.field.value = String(value ?? "");
+  }
+
+  // The conversation with nothing of a turn that is being made. Turns that are there already stay, so that a screen
+  // reader reads out only what is new and no picture is fetched twice.
+  show() {
+    let turns = [];
+    const passing = [];
+    try {
+      turns = turnsOf(this.json);
+      if (!turns.length) passing.push(paragraph(words().empty));
+    } catch (error) {
+      passing.push(paragraph(`${words().unreadable} ${error.message}`));
+    }
+    const before = this.shown;
+    this.shown = turns.map((turn) => {
+      const key = JSON.stringify(turn);
+      const at = before.findIndex((entry) => entry.key === key);
+      return at < 0 ? { key, element: turnElement(turn) } : before.splice(at, 1)[0];
+    });
+    for (const { element } of before) element.remove();
+    this.pass(...passing);
+    this.shown.forEach(({ element }, index) => {
+      if (this.turns.children[index] !== element) this.turns.insertBefore(element, this.turns.children[index] ?? null);
+    });
+    this.turns.removeAttribute("aria-busy");
+    this.coming = null;
+    this.say("");
+  }
+
+  // Elements below the turns, in the place of those that were there.
+  pass(...elements) {
+    for (const element of this.passing) element.remove();
+    this.passing = elements;
+    this.turns.append(...elements);
+  }
+
+  say(text) {
+    this.status.textContent = text;
+  }
+
+  send() {
+    if (this.message.trim()) app.queuePrompt(0, 1);
+  }
+
+  begin() {
+    remember();
+    this.history = "";
+    remember();
+    this.field.focus();
+  }
+
+  // A turn that is being made: {message, text, drawing}.
+  live({ message, text, drawing }) {
+    if (!this.coming) {
+      this.show();
+      // Not read out piece by piece; the whole answer is, when it is there.
+      this.turns.setAttribute("aria-busy", "true");
+      this.coming = paragraph("");
+      this.pass(bubble(true, paragraph(message)), bubble(false, this.coming));
+    }
+    this.coming.textContent = text;
+    this.say(drawing ? words().drawing : words().writing);
+  }
+
+  // Ends a turn that got no answer.
+  stop() {
+    if (!this.coming) return;
+    this.show();
+    this.say(words().stopped);
+  }
+
+  // Whether `answer` is to what this node asks, or asked, about the conversation that it shows.
+  fits(answer) {
+    const linked = this.node.inputs?.some((input) => input.widget?.name === "message" && input.link != null);
+    return answer.before === this.json && (linked || answer.message === this.message || answer.message === this.sent);
+  }
+
+  add(answer) {
+    // What the user had typed is a state to come back to.
+    remember();
+    if (this.message === answer.message) this.message = "";
+    this.sent = null;
+    this.history = answer.conversation;
+    remember();
+    app.canvas?.setDirty(true, true);
+  }
+}
+
+// Has the frontend's undo take note of how the workflow is now.
+function remember() {
+  app.extensionManager.workflow?.activeWorkflow?.changeTracker?.captureCanvasState?.();
+}
+
+function chatOf(node) {
+  if (!chats.has(node)) chats.set(node, new Chat(node));
+  return chats.get(node);
+}
+
+function chatAt(path) {
+  const node = findNode(path);
+  return node?.comfyClass === NODE ? chatOf(node) : null;
+}
+
+function allNodes(graph) {
+  return (graph?.nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
+}
+
+function receive(path, answer) {
+  const chat = chatAt(path);
+  if (chat?.fits(answer)) {
+    chat.add(answer);
+  } else if (chat && chat.sent === answer.message) {
+    chat.show();
+    chat.say(words().changed);
+  } else {
+    waiting.push({ path, answer });
+    waiting.splice(0, waiting.length - MOST_WAITING);
+  }
+}
+
+function collect(node) {
+  const index = waiting.findIndex(({ path, answer }) => findNode(path) === node && chatOf(node).fits(answer));
+  if (index >= 0) chatOf(node).add(waiting.splice(index, 1)[0].answer);
+}
+
+// Nodes 2.0 goes on showing the elements of a node that undo has made anew; those of the new node take their place.
+function takePlace(node) {
+  if (node.graph !== app.canvas?.graph) return;
+  const shown = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"]`);
+  const { log, composer } = chatOf(node);
+  for (const element of [log, composer]) {
+    const old = shown?.querySelector(`[data-omnigen2-chat="${element.dataset.omnigen2Chat}"]`);
+    if (old && old !== element) old.replaceWith(element);
+  }
+}
+
+function historyWidget(node, name) {
+  const chat = chatOf(node);
+  const widget = node.addDOMWidget(name, "OMNIGEN2_CHAT_HISTORY", chat.log, {
+    getValue: () => chat.history,
+    setValue: (value) => (chat.history = value),
+    getMinHeight: () => LOG_HEIGHT,
+    socketless: true,
+  });
+  return { widget, minWidth: 420, minHeight: LOG_HEIGHT };
+}
+
+function messageWidget(node, name) {
+  const chat = chatOf(node);
+  const widget = node.addDOMWidget(name, "OMNIGEN2_CHAT_MESSAGE", chat.composer, {
+    getValue: () => chat.message,
+    setValue: (value) => (chat.message = value),
+    getMinHeight: () => FIELD_HEIGHT,
+    getMaxHeight: () => FIELD_HEIGHT,
+  });
+  widget.afterQueued = () => (chat.sent = chat.message);
+  return { widget, minWidth: 420, minHeight: FIELD_HEIGHT };
+}
+
+app.registerExtension({
+  name: "OmniGen2.Chat",
+  getCustomWidgets: () => ({
+    OMNIGEN2_CHAT_HISTORY: historyWidget,
+    OMNIGEN2_CHAT_MESSAGE: messageWidget,
+  }),
+  loadedGraphNode(node) {
+    if (node.comfyClass !== NODE) return;
+    takePlace(node);
+    collect(node);
+  },
+  setup() {
+    api.addEventListener("omnigen2.chat", ({ detail }) => chatAt(detail.node)?.live(detail));
+    api.addEventListener("executed", ({ detail }) => {
+      const [answer] = detail.output?.omnigen2_chat ?? [];
+      if (answer) receive(detail.display_node ?? detail.node, answer);
+    });
+    for (const end of ["execution_error", "execution_interrupted", "execution_success"]) {
+      api.addEventListener(end, () => {
+        for (const node of allNodes(app.rootGraph ?? app.graph)) chats.get(node)?.stop();
+      });
+    }
+  },
+});
