@@ -9,6 +9,7 @@ from .host.assets import PACK, serve_under_odd_name
 from .host.replacements import register_replacements
 from .loaders import OmniGen2LoadDiffusionModel, OmniGen2LoadEncoder, OmniGen2LoadFolder, OmniGen2LoadVAE
 from .lora import OmniGen2LoadLoRA
+from .reflection import OmniGen2BestOfN, OmniGen2ReflectionLoop
 from .sampling import OmniGen2Guider, OmniGen2Sample, OmniGen2Sigmas
 from .understanding import OmniGen2Ask, OmniGen2EnhancePrompt
 
@@ -24,6 +25,8 @@ NODES: list[type[io.ComfyNode]] = [
     OmniGen2Sigmas,
     OmniGen2Ask,
     OmniGen2EnhancePrompt,
+    OmniGen2ReflectionLoop,
+    OmniGen2BestOfN,
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
 
 import comfy.model_management
@@ -161,32 +163,49 @@ class OmniGen2Encode(io.ComfyNode):
         negative = encode_prompt(clip, negative_prompt, chat=encoder_sees_images)
         notes = positive.notes("prompt") + negative.notes("negative prompt")
 
-        if match_reference and len(pictures) == 1:
-            made = read_as[0]
-        else:
-            made = output_size(width, height, **limits)
-            notes += notes_on_size(
-                (width, height), made, read_as[0] if len(pictures) == 1 else None, profile.size_multiple
-            )
+        made, notes_on_made = settle_size((width, height), read_as, match_reference, **limits)
+        notes += notes_on_made
         notes += notes_on_references(prompt, sizes, profile.min_reference_side)
 
         latents = [encode_reference(vae, picture, **reference_limits) for picture in pictures]
         return output_with_notes(
-            _with_references(positive.conditioning, latents),
-            _with_references(negative.conditioning, latents),
+            with_references(positive.conditioning, latents),
+            with_references(negative.conditioning, latents),
             negative.conditioning,
-            _empty_latent(*made, batch_size),
+            empty_latent(*made, batch_size),
             notes=notes,
         )
 
 
-def _with_references(conditioning: list, latents: list[torch.Tensor]) -> list:
+def settle_size(
+    asked: tuple[int, int],
+    read_as: Sequence[tuple[int, int]],
+    match_reference: bool,
+    *,
+    max_pixels: int,
+    multiple: int,
+) -> tuple[tuple[int, int], list[str]]:
+    """The size (width, height) of the picture to make, and notes where it is not what was asked for.
+
+    asked, read_as: the size asked for, and those at which the references are read. match_reference: whether the size
+    of a single reference is taken instead.
+    """
+    edited = read_as[0] if len(read_as) == 1 else None
+    if match_reference and edited is not None:
+        return edited, []
+    made = output_size(*asked, max_pixels=max_pixels, multiple=multiple)
+    return made, notes_on_size(asked, made, edited, multiple)
+
+
+def with_references(conditioning: list, latents: list[torch.Tensor]) -> list:
+    """The conditioning with reference latents [1, 16, h, w] in the VAE's own scale; itself if there are none."""
     if not latents:
         return conditioning
     return node_helpers.conditioning_set_values(conditioning, {"reference_latents": latents})
 
 
-def _empty_latent(width: int, height: int, batch_size: int) -> dict:
+def empty_latent(width: int, height: int, batch_size: int) -> dict:
+    """A LATENT of zeros for pictures of this size in pixels."""
     shape = (batch_size, LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     samples = torch.zeros(
         shape, device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()

@@ -83,6 +83,20 @@ def _range_inputs() -> list[io.Input]:
     ]
 
 
+def setting_inputs() -> list[io.Input]:
+    """How a picture is sampled, all but the seed and what it begins with; `sample_latent` takes their values."""
+    return [
+        _steps_input(),
+        io.Combo.Input(
+            "solver", options=["euler", "dpmpp_2m"], default="euler",
+            tooltip="euler is the reference's default. dpmpp_2m looks one step back and needs fewer steps.",
+        ),
+        *_guidance_inputs(),
+        *_range_inputs(),
+        _shift_input(),
+    ]
+
+
 def _conditioning_inputs() -> list[io.Input]:
     return [
         io.Conditioning.Input("positive", tooltip="The prompt, with its references if there are any."),
@@ -153,6 +167,34 @@ def notes_on_latent(samples: torch.Tensor) -> list[str]:
     ]
 
 
+def sample_latent(
+    model, positive, negative_ref, negative, latent: dict, *, seed: int, steps: int, solver: str,
+    text_guidance: float, image_guidance: float, guidance_start: float = 0.0, guidance_end: float = 1.0,
+    shift: dict[str, Any] | None = None, denoise: float = 1.0,
+) -> tuple[torch.Tensor, list[str]]:
+    """Denoised latents [B, 16, h, w] in the VAE's own scale on the intermediate device, and notes for the user.
+
+    The settings are the values of OmniGen2 Sampler's inputs. Raises what OmniGen2CFGGuider, `fitted_latent` and
+    `shift_of` raise, and ComfyUI's exception when the run is cancelled.
+    """
+    guidance = Guidance(text_guidance, image_guidance, (guidance_start, guidance_end))
+    guider = OmniGen2CFGGuider(model, positive, negative_ref, negative, guidance)
+    samples = fitted_latent(model, latent)
+    sigmas = run_sigmas(model, samples, steps, shift_of(shift), denoise)
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    out = guider.sample(
+        noise, samples, make_sampler(solver), sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, max(len(sigmas) - 1, 0)),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    out = out.to(
+        device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
+    )
+    return out, notes_on_guidance(model, positive, negative_ref, negative, guidance) + notes_on_latent(samples)
+
+
 class OmniGen2Sample(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -173,40 +215,15 @@ class OmniGen2Sample(io.ComfyNode):
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                     tooltip="Seed of the noise, which is made on the CPU: the same on every machine, and as in KSampler.",
                 ),
-                _steps_input(),
-                io.Combo.Input(
-                    "solver", options=["euler", "dpmpp_2m"], default="euler",
-                    tooltip="euler is the reference's default. dpmpp_2m looks one step back and needs fewer steps.",
-                ),
-                *_guidance_inputs(),
-                *_range_inputs(),
-                _shift_input(),
+                *setting_inputs(),
                 _denoise_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent, for a VAE decoder.")],
         )
 
     @classmethod
-    def execute(
-        cls, model, positive, latent, seed, steps, solver, text_guidance, image_guidance,
-        guidance_start=0.0, guidance_end=1.0, shift=None, denoise=1.0, negative_ref=None, negative=None,
-    ) -> io.NodeOutput:
-        guidance = Guidance(text_guidance, image_guidance, (guidance_start, guidance_end))
-        guider = OmniGen2CFGGuider(model, positive, negative_ref, negative, guidance)
-        samples = fitted_latent(model, latent)
-        sigmas = run_sigmas(model, samples, steps, shift_of(shift), denoise)
-        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-        out = guider.sample(
-            noise, samples, make_sampler(solver), sigmas,
-            denoise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, max(len(sigmas) - 1, 0)),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=seed,
-        )
-        out = out.to(
-            device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
-        )
-        notes = notes_on_guidance(model, positive, negative_ref, negative, guidance) + notes_on_latent(samples)
+    def execute(cls, model, positive, latent, negative_ref=None, negative=None, **settings) -> io.NodeOutput:
+        out, notes = sample_latent(model, positive, negative_ref, negative, latent, **settings)
         kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
         return output_with_notes({**kept, "samples": out}, notes=notes)
 

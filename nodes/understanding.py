@@ -88,7 +88,7 @@ class OmniGen2Ask(io.ComfyNode):
                     tooltip="How many questions are answered together where there are several. More are faster and "
                     "need more memory; the answers are the same.",
                 ),
-                _images_input(
+                images_input(
                     "An image to ask about. Every image of a batch counts as one.",
                     "Images to ask about, up to five for one question. Image 1 of the question is the first.",
                 ),
@@ -118,7 +118,7 @@ class OmniGen2Ask(io.ComfyNode):
             assistant_of(settings.clip),
             [text for text, _ in asked],
             [pictures for _, pictures in asked],
-            sampling=_sampling(settings),
+            sampling=sampling_of(settings),
             seed=settings.seed,
             max_new_tokens=max_length,
             batch=settings.at_once,
@@ -170,7 +170,7 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
                     tooltip="Tokens after which the model is stopped; the prompt then ends with its last whole "
                     "sentence.",
                 ),
-                _images_input(
+                images_input(
                     "A reference image. Every image of a batch counts as one reference.",
                     "The reference images that OmniGen2 Encode gets, in the same order; the model looks at them and "
                     "calls them image 1, image 2.",
@@ -201,7 +201,7 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
             prompt,
             all_pictures(images),
             max_text_tokens=assistant.encoder.profile.max_text_tokens,
-            sampling=_sampling(settings),
+            sampling=sampling_of(settings),
             seed=settings.seed,
             max_new_tokens=max_length,
             on_text=lambda piece: live.on_text(0, piece),
@@ -211,7 +211,8 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
         return output_with_notes(enhanced.text, notes=enhanced.notes, text=[enhanced.text])
 
 
-def _sampling_inputs(*, sampling: bool) -> list[io.Input]:
+def choice_inputs(*, sampling: bool) -> list[io.Input]:
+    """How words are chosen, all but the seed; `sampling_of` reads their values. sampling: the switch's default."""
     return [
         io.Boolean.Input(
             "sampling",
@@ -256,6 +257,12 @@ def _sampling_inputs(*, sampling: bool) -> list[io.Input]:
             tooltip="Above 1, words that are there already become less likely, with sampling and without. 1 is off; "
             "Qwen advises 1.05.",
         ),
+    ]
+
+
+def _sampling_inputs(*, sampling: bool) -> list[io.Input]:
+    return [
+        *choice_inputs(sampling=sampling),
         io.Int.Input(
             "seed",
             default=0,
@@ -267,7 +274,8 @@ def _sampling_inputs(*, sampling: bool) -> list[io.Input]:
     ]
 
 
-def _images_input(each: str, together: str) -> io.Autogrow.Input:
+def images_input(each: str, together: str) -> io.Autogrow.Input:
+    """Up to five growing slots for images, with the tooltips of one slot and of all together."""
     slots = io.Autogrow.TemplateNames(
         io.Image.Input("image", optional=True, tooltip=each),
         names=[f"image_{i}" for i in range(1, MAX_IMAGES + 1)],
@@ -276,7 +284,8 @@ def _images_input(each: str, together: str) -> io.Autogrow.Input:
     return io.Autogrow.Input("images", template=slots, optional=True, tooltip=together)
 
 
-def _sampling(settings: SimpleNamespace) -> Sampling:
+def sampling_of(settings: SimpleNamespace) -> Sampling:
+    """The values of `choice_inputs`, as attributes, as settings of text generation."""
     if not settings.sampling:
         return Sampling(repetition_penalty=settings.repetition_penalty)
     return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty)

@@ -27,6 +27,7 @@ class ModelProfile:
         text_guidance, image_guidance: Guidance scales; 1 means off.
         max_text_tokens: Prompt tokens beyond this are cut off.
         max_references: Number of reference pictures the model knows.
+        trained_reflection: Whether the weights were fine-tuned to reflect on their own pictures.
     """
 
     name: str = "OmniGen2"
@@ -42,12 +43,13 @@ class ModelProfile:
     image_guidance: float = 2.0
     max_text_tokens: int = 1024
     max_references: int = 5
+    trained_reflection: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "name":
-                valid = isinstance(value, str)
+            if isinstance(field.default, (str, bool)):
+                valid = isinstance(value, type(field.default))
             else:
                 whole = isinstance(field.default, int)
                 number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
@@ -63,7 +65,7 @@ class ModelProfile:
         """Build a profile from parsed JSON; unknown keys are ignored, missing ones take the defaults.
 
         Raises:
-            CheckpointError: A value has the wrong type or is not positive.
+            CheckpointError: A value has the wrong type, or a number is not positive.
         """
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})

@@ -36,17 +36,21 @@ class HostAssistant(Assistant):
         self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]], *, max_new_tokens: int, **options: Any
     ) -> list[Answer]:
         """As `Assistant.write`; weights, activations and the cache of keys and values get their room first."""
-        self._load(chats, images, max_new_tokens)
+        self.load(chats, images, max_new_tokens)
         with comfy.model_management.cuda_device_context(self.device):
             return super().write(chats, images, max_new_tokens=max_new_tokens, **options)
 
     def encode(self, chat: str, images: Sequence[Image.Image] = ()) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Assistant.encode`, with the weights loaded first."""
-        self._load([chat], [images], 0)
+        self.load([chat], [images], 0)
         with comfy.model_management.cuda_device_context(self.device):
             return super().encode(chat, images)
 
-    def _load(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]], max_new_tokens: int) -> None:
+    def load(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]], max_new_tokens: int) -> None:
+        """Bring the weights onto the device, with room for reading these prompts and writing so many tokens.
+
+        Raises CheckpointError when there are images and the file has no vision part.
+        """
         if any(images):
             require_vision(self.encoder.part.info)
         rows = [self._row(chat, own) for chat, own in zip(chats, images, strict=True)]

@@ -132,6 +132,20 @@ def enhance_prompt() -> HelpPicture:
     return picture("OmniGen2EnhancePrompt", graph, Row(graph.nodes[0], enhanced, encoded), runs=False)
 
 
+def judged(node: str) -> HelpPicture:
+    """A node that draws and looks at what it drew, with its rounds."""
+    graph = Graph("")
+    parts = built_in_parts(graph)
+    settings = built_in_settings()
+    values = {"count": 3} if node == "OmniGen2BestOfN" else {}
+    drawn = graph.add(node, box=(420, 0), model=parts.model, clip=parts.clip, vae=parts.vae, negative_prompt="", seed=1,
+                      prompt="A large red circle on the left and a small blue square on the right on a yellow background",
+                      width=settings["default_width"], height=settings["default_height"], control_after_generate="fixed",
+                      steps=settings["steps"], text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"], **values)
+    shown = graph.add("PreviewImage", box=(260, 280), images=drawn["image"])
+    return picture(node, graph, Row(drawn, shown), before=[graph.nodes[0]])
+
+
 def _drawing(graph: Graph, parts, prompt: str, reference=None) -> tuple[Node, Node, Node, Node]:
     settings = built_in_settings()
     encoded = encode(graph, parts, prompt, [reference] if reference else [], negative_prompt="", box=(320, 360),
@@ -154,6 +168,8 @@ PICTURES = {
     "OmniGen2LoadLoRA": load_lora,
     "OmniGen2Ask": ask,
     "OmniGen2EnhancePrompt": enhance_prompt,
+    "OmniGen2ReflectionLoop": lambda: judged("OmniGen2ReflectionLoop"),
+    "OmniGen2BestOfN": lambda: judged("OmniGen2BestOfN"),
 }
 
 BOUNDS = """(ids) => {

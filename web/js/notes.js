@@ -23,7 +23,7 @@ function element() {
 }
 
 // Inside a subgraph the server names a node "12:3": node 3 of the subgraph held by node 12.
-function findNode(path) {
+export function findNode(path) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
   for (const id of String(path).split(":")) {

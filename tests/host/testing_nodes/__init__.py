@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import comfy.patcher_extension
 
-from . import native, writing
+from . import native, reflecting, writing
 
 
 class TestSaveTensors:
@@ -327,4 +327,4 @@ class TestScaleLatent:
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in (
     TestSaveTensors, TestLoadLatent, TestBatchConditionings, TestCompiledGraphs, TestGiveName, TestCountEvaluations,
-    TestRecordCache, TestFadeAttention, TestDoubleGuidance, TestSlowModel, TestCountAlive, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES | writing.NODES
+    TestRecordCache, TestFadeAttention, TestDoubleGuidance, TestSlowModel, TestCountAlive, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES | reflecting.NODES | writing.NODES

@@ -1,0 +1,122 @@
+"""Who reflects on a picture and who scores it: the MODEL's own encoder, an endpoint of the user's, or nobody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import comfy.model_management
+from PIL import Image
+
+from ...omnigen2_core.checkpoints import require_vision
+from ...omnigen2_core.errors import CheckpointError, PromptError
+from ...omnigen2_core.prompts import chat_prompt
+from ...omnigen2_core.reflection import (
+    Endpoint,
+    Looker,
+    PromptedReflector,
+    QuestionVerifier,
+    Reflection,
+    Reflector,
+    Score,
+    Task,
+    TrainedReflector,
+    Verifier,
+    assistant_writer,
+    model_looker,
+)
+from ...omnigen2_core.reflection.looker import Shown
+from ...omnigen2_core.yes_no import YesNo, ask_yes_no
+from .assistant import HostAssistant, assistant_of
+
+WAYS = ("auto", "prompted", "trained")
+JUDGES = ("model", "own_endpoint")
+AT_ONCE = 4
+"""Questions in one pass of the encoder. Each carries its own pictures."""
+
+
+@dataclass(frozen=True)
+class Blind:
+    """`Reflector`, `Verifier` and `Examiner` where nobody can look: no opinion on any picture, and why."""
+
+    reason: str
+
+    def __call__(self, task: Task, picture: Image.Image, earlier: Any = ()) -> Reflection:
+        return Reflection.no_opinion(self.reason)
+
+    def examiner(self, task: Task) -> "Blind":
+        return self
+
+    def score(self, picture: Image.Image) -> Score:
+        return Score(note=self.reason)
+
+    def prefer(self, first: Image.Image, second: Image.Image) -> None:
+        return None
+
+
+def reflector_of(clip: Any, way: str) -> Reflector:
+    """Who looks at a picture and says what is wrong: the encoder, in one of WAYS, or `Blind` where it cannot look.
+
+    "auto" takes the trained form where the weights' profile says that they were fine-tuned to it.
+    """
+    assistant = _seeing(clip)
+    if isinstance(assistant, Blind):
+        return assistant
+    if way == "trained" or (way == "auto" and assistant.encoder.profile.trained_reflection):
+        return TrainedReflector(assistant_writer(assistant, on_step=_check_cancelled))
+    return PromptedReflector(host_looker(assistant).ask)
+
+
+def verifier_of(clip: Any, judge: str) -> Verifier:
+    """Who scores pictures: the encoder, `Blind` where it cannot look, or the endpoint that the environment names.
+
+    Raises JudgeError when the endpoint is asked for and the environment does not name it.
+    """
+    if judge == "own_endpoint":
+        return QuestionVerifier(_cancellable(Endpoint.from_environment().looker()))
+    assistant = _seeing(clip)
+    return assistant if isinstance(assistant, Blind) else QuestionVerifier(host_looker(assistant))
+
+
+def host_looker(assistant: HostAssistant) -> Looker:
+    """The encoder as one who answers; the run can be cancelled at every token, and between yes/no questions."""
+
+    def yes_no(questions: Sequence[str], images: Shown) -> list[YesNo]:
+        answers: list[YesNo] = []
+        for start in range(0, len(questions), AT_ONCE):
+            _check_cancelled()
+            some, shown = questions[start : start + AT_ONCE], images[start : start + AT_ONCE]
+            assistant.load([chat_prompt(text, len(own)) for text, own in zip(some, shown, strict=True)], shown, 0)
+            with comfy.model_management.cuda_device_context(assistant.device):
+                answers += ask_yes_no(assistant, some, shown, batch=AT_ONCE)
+        return answers
+
+    return Looker(model_looker(assistant, batch=AT_ONCE, on_step=_check_cancelled).ask, yes_no)
+
+
+def _seeing(clip: Any) -> HostAssistant | Blind:
+    """The encoder of a CLIP if it can look at pictures, else why it cannot."""
+    try:
+        assistant = assistant_of(clip)
+        require_vision(assistant.encoder.part.info)
+    except (CheckpointError, PromptError) as error:
+        return Blind(str(error))
+    return assistant
+
+
+def _cancellable(looker: Looker) -> Looker:
+    """Asks one question at a time, and looks before each whether the run was cancelled."""
+
+    def ask(questions: Sequence[str], images: Shown) -> list[str]:
+        answers: list[str] = []
+        for question, own in zip(questions, images, strict=True):
+            _check_cancelled()
+            answers += looker.ask([question], [own])
+        return answers
+
+    return Looker(ask)
+
+
+def _check_cancelled(step: int = 0) -> None:
+    """Raises ComfyUI's exception when the run was cancelled; also a callback for steps of writing."""
+    comfy.model_management.throw_exception_if_processing_interrupted()

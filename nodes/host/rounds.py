@@ -1,0 +1,144 @@
+"""The rounds of a run as a node shows and keeps them: their pictures are files, all else is one JSON value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import comfy.model_management
+import folder_paths
+from comfy_api.latest import io, ui
+from PIL import Image
+from server import PromptServer
+
+from ...omnigen2_core.errors import ReflectionError
+from ...omnigen2_core.images import to_image_tensor, to_rgb
+from ...omnigen2_core.reflection import Record, Round, Stage, Task, from_dict, to_dict
+
+FOLDER = "omnigen2_rounds"
+"""Below the output folder."""
+EVENT = "omnigen2.rounds"
+"""The event that web/js/reflection.js listens to: {"node", "rounds", "stage", "round"}."""
+ROUNDS = "omnigen2_rounds"
+"""The key of a node's output under which it finds the same rounds in the end."""
+
+
+class Rounds:
+    """A record, the files of its pictures, and the page that is told as they come. Made for one run.
+
+    `on_stage` and `on_round` are what `reflect` and `best_of` take as callbacks. Use as a context: whatever ends the
+    run, the pictures drawn so far are written, and the page gets to know them.
+    """
+
+    def __init__(self, node: type[io.ComfyNode], record: Record, names: Sequence[str] = ()):
+        """names: the files of the rounds that the record already has."""
+        self.node = node
+        self.record = record
+        self.names = list(names)
+
+    def __enter__(self) -> "Rounds":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._keep()
+        self._tell()
+
+    def on_stage(self, stage: Stage, index: int) -> None:
+        """A stage of a round begins. Raises ComfyUI's exception when the run was cancelled."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._tell(stage.value, index)
+
+    def on_round(self, finished: Round, record: Record) -> None:
+        """A round is finished. Raises ComfyUI's exception when the run was cancelled."""
+        self._keep()
+        self._tell()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def values(self) -> dict[str, Any]:
+        """The transcript, with the names of the pictures below the output folder, and marks of the references."""
+        marks = [_mark(picture) for picture in self.record.task.references]
+        return {**to_dict(self.record), "pictures": list(self.names), "reference_marks": marks}
+
+    def to_json(self) -> str:
+        """`values` as text, with every script readable."""
+        return json.dumps(self.values(), ensure_ascii=False, indent=1, allow_nan=False)
+
+    def _keep(self) -> None:
+        for entry in self.record.rounds[len(self.names) :]:
+            # ComfyUI's helper cuts off where it should round, and a picture that is gone on from must be the same.
+            image = (to_image_tensor(entry.picture) * 255.0 + 0.5) / 255.0
+            [file] = ui.ImageSaveHelper.save_images(image, f"{FOLDER}/round", io.FolderType.output, self.node)
+            self.names.append("/".join([*Path(file["subfolder"]).parts, file["filename"]]))
+
+    def _tell(self, stage: str = "", index: int = -1) -> None:
+        page = PromptServer.instance.client_id
+        if page is not None:
+            data = {"node": self.node.hidden.unique_id, "rounds": self.values(), "stage": stage, "round": index}
+            PromptServer.instance.send_sync(EVENT, data, page)
+
+
+def picked_record(task: Task, earlier: str, pick: int) -> tuple[Record, list[str], list[str]]:
+    """The record to go on with from a round that was picked, the files of its pictures, and notes for the user.
+
+    earlier: `Rounds.to_json` of the run that it was picked from. For another prompt or other references the picture
+    alone is taken over, to be judged anew. Raises ReflectionError when the rounds cannot be read, have no such round,
+    or a picture is gone.
+    """
+    if not earlier.strip():
+        raise ReflectionError(
+            f"Round {pick} is picked, but earlier_rounds is empty; choose a round on the node, or set pick to -1 to "
+            "draw anew."
+        )
+    values = _parse(earlier)
+    names = values["pictures"]
+    if not 0 <= pick < len(names):
+        raise ReflectionError(
+            f"Round {pick} is picked, but there are {len(names)} earlier rounds, counted from 0; pick one of them, or "
+            "set pick to -1 to draw anew."
+        )
+    same = values.get("instruction") == task.instruction
+    if same and values.get("reference_marks") == [_mark(picture) for picture in task.references]:
+        record = from_dict(values, [_open(name) for name in names], task.references)
+        record.pick(pick)
+        return record, names, []
+    record = Record(task)
+    record.give(_open(names[pick]))
+    changed = "references" if same else "prompt"
+    note = f"The {changed} changed since round {pick} was drawn, so its picture alone was taken over and judged anew."
+    return record, [names[pick]], [note]
+
+
+def _parse(text: str) -> Mapping[str, Any]:
+    try:
+        values = json.loads(text)
+        if all(isinstance(name, str) for name in values["pictures"]):
+            return values
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ReflectionError(
+        "earlier_rounds is no transcript of this node; choose a round on the node, or set pick to -1 to draw anew."
+    )
+
+
+def _open(name: str) -> Image.Image:
+    """A round's picture. The name may come with a stranger's workflow, so nothing outside the output folder is read."""
+    folder = folder_paths.get_output_directory()
+    path = os.path.join(folder, *name.split("/"))
+    try:
+        if not folder_paths.is_within_directory(folder, path):
+            raise OSError("it is not in the output folder")
+        with Image.open(path) as picture:
+            return to_rgb(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ReflectionError(
+            f"The picture {name[:120]!r} of an earlier round cannot be read ({type(error).__name__}); set pick to -1 to "
+            "draw anew."
+        ) from error
+
+
+def _mark(picture: Image.Image) -> str:
+    """Tells a reference from another by its pixels."""
+    return hashlib.sha256(f"{picture.size}".encode() + to_rgb(picture).tobytes()).hexdigest()[:16]

@@ -1,0 +1,230 @@
+"""The rounds of a reflection loop on its node: shown as they come, chosen and picked by hand, kept with the workflow."""
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from small_models import install_folder
+
+# What would be a picture or a script on a page that reads it as HTML.
+HOSTILE = '<img src="x" onerror="window.broken = true"><b>red</b><script>window.broken = true</script> &amp; 여우'
+RIGHT = "VERDICT: RIGHT\nPROBLEM: NONE\nKIND: NONE\nFIX: NONE"
+WRONG = f"VERDICT: WRONG\nPROBLEM: the fox is {HOSTILE}\nKIND: ATTRIBUTE\nFIX: Make the fox red"
+ASKED = "Is there a fox?"
+TWO_ROUNDS = [WRONG, ASKED, 0.3, RIGHT, 0.9]
+
+MAKE = """([folder, script, type]) => {
+    const [loader, script_node, drawing] = ['OmniGen2LoadFolder', 'TestReflects', type].map((kind, i) => {
+        const node = LiteGraph.createNode(kind);
+        node.pos = [60 + 330 * i, 80];
+        app.graph.add(node);
+        return node;
+    });
+    const set = (node, values) => Object.entries(values).forEach(([name, value]) => { node.widgets.find(w => w.name === name).value = value });
+    set(loader, {folder, dtype: 'fp32'});
+    set(script_node, {script});
+    set(drawing, {prompt: 'a fox in the snow', negative_prompt: '', width: 64, height: 64, seed: 7, control_after_generate: 'fixed', steps: 1, text_guidance: 1});
+    if (type === 'OmniGen2ReflectionLoop') set(drawing, {reflect_by: 'prompted'});
+    else set(drawing, {count: 2});
+    loader.connect(0, drawing, drawing.findInputSlot('model'));
+    loader.connect(1, script_node, 0);
+    script_node.connect(0, drawing, drawing.findInputSlot('clip'));
+    loader.connect(2, drawing, drawing.findInputSlot('vae'));
+    app.canvas.ds.scale = 0.8;
+    app.canvas.ds.offset = [0, 0];
+    return drawing.id;
+}"""
+SCRIPT = """(script) => { app.graph.nodes.find(n => n.type === 'TestReflects').widgets.find(w => w.name === 'script').value = script }"""
+VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
+KEPT = "(id) => app.graph.getNodeById(id)?.properties.omnigen2_rounds ?? null"
+LOADED = """() => {
+    const images = [...document.querySelectorAll('.omnigen2-rounds img')];
+    return images.length > 0 && images.every(image => image.complete && image.naturalWidth > 0);
+}"""
+STATE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
+
+
+@pytest.fixture
+def loop(folder, canvas):
+    """A reflection loop on the canvas whose encoder says that the first picture is wrong and the second right."""
+    return make(canvas, folder)
+
+
+@pytest.fixture
+def folder(server, golden):
+    return install_folder(server.models, golden)
+
+
+def make(canvas, folder: str, script=TWO_ROUNDS, kind: str = "OmniGen2ReflectionLoop") -> int:
+    return canvas.evaluate(MAKE, [folder, json.dumps(script), kind])
+
+
+def board(canvas):
+    return canvas.page.locator(".omnigen2-rounds")
+
+
+def labels(canvas) -> list[str]:
+    """The rounds that are shown, by their names for screen readers."""
+    return [button.get_attribute("aria-label") for button in board(canvas).get_by_role("list").get_by_role("button").all()]
+
+
+def kept(canvas, node: int) -> dict:
+    return canvas.evaluate(KEPT, node)
+
+
+def press(canvas, name: str) -> None:
+    """Presses a button of the board by the keyboard."""
+    button = board(canvas).get_by_role("button", name=name)
+    button.focus()
+    canvas.page.keyboard.press("Enter")
+
+
+def test_rounds_are_shown_and_a_click_tells_what_was_said(loop, canvas):
+    assert board(canvas).get_by_role("status").inner_text() == "Rounds appear here as they are drawn."
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    assert labels(canvas) == ["Round 0, drawn, not satisfied, 0.30", "Round 1 · best, edited, satisfied, 0.90"]
+    assert board(canvas).get_by_role("status").inner_text() == "Ended: the picture is right."
+    details = board(canvas).get_by_role("region", name="What was said of the round")
+    assert "Round 1" in details.inner_text()
+    board(canvas).get_by_role("button", name="Round 0, drawn").click()
+    text = details.inner_text()
+    assert HOSTILE in text and "Correction: Make the fox red" in text and "30 %: Is there a fox?" in text
+    assert board(canvas).locator('img[src="x"], b, script').count() == 0
+    assert canvas.evaluate("window.broken === undefined")
+    assert canvas.errors == []
+
+
+def test_the_keyboard_goes_from_round_to_round_and_never_reaches_the_canvas(loop, canvas):
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    canvas.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", loop)
+    rounds = board(canvas).get_by_role("list").get_by_role("button")
+    rounds.nth(0).focus()
+    for key, at in (("ArrowRight", 1), ("ArrowRight", 1), ("Home", 0), ("End", 1), ("ArrowLeft", 0)):
+        canvas.page.keyboard.press(key)
+        assert rounds.nth(at).evaluate("button => button === document.activeElement"), key
+    canvas.page.keyboard.press("Enter")
+    assert rounds.nth(0).get_attribute("aria-pressed") == "true"
+    canvas.page.keyboard.press("Delete")
+    assert kept(canvas, loop) is not None, "the node is still there"
+
+
+def test_rounds_appear_while_the_node_runs(loop, canvas):
+    canvas.evaluate("""() => {
+        window.seen = [];
+        app.api.addEventListener('omnigen2.rounds', () => setTimeout(() => window.seen.push([
+            document.querySelectorAll('.omnigen2-rounds [role=list] button').length,
+            document.querySelector('.omnigen2-rounds [role=status]').textContent]), 0));
+    }""")
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    seen = canvas.evaluate("window.seen")
+    assert [0, "Round 0: drawing …"] in seen and [1, "Round 1: looking at the picture …"] in seen
+    assert seen[-1] == [2, "Ended: the picture is right."]
+
+
+def test_a_picked_round_is_gone_on_from_in_the_next_run_and_can_be_let_go(loop, canvas):
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    board(canvas).get_by_role("button", name="Round 0, drawn").click()
+    press(canvas, "Round 0: Go on from this round")
+    assert canvas.evaluate(VALUE, [loop, "pick"]) == 0
+    assert json.loads(canvas.evaluate(VALUE, [loop, "earlier_rounds"])) == kept(canvas, loop)
+    assert labels(canvas)[0] == "Round 0 · picked, drawn, not satisfied, 0.30"
+
+    canvas.evaluate(SCRIPT, json.dumps([RIGHT, ASKED, 0.95]))
+    canvas.run()
+    canvas.page.wait_for_function("() => document.querySelectorAll('.omnigen2-rounds [role=list] button').length === 3")
+    made = kept(canvas, loop)
+    assert (made["picked"], made["rounds"][2]["parent"], made["best"]) == (0, 0, 2)
+    assert "picked" in labels(canvas)[0] and "best" in labels(canvas)[2]
+
+    board(canvas).get_by_role("button", name="Round 0 · picked").click()
+    press(canvas, "Round 0: Picked")
+    assert [canvas.evaluate(VALUE, [loop, name]) for name in ("pick", "earlier_rounds")] == [-1, ""]
+    assert canvas.errors == []
+
+
+def test_rounds_and_the_pick_survive_saving_and_loading(loop, canvas):
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    press(canvas, "Round 1: Go on from this round")
+    before, shown, prompt = kept(canvas, loop), labels(canvas), canvas.prompt()
+    saved = json.loads(json.dumps(canvas.workflow()))
+    canvas.reset()
+    assert board(canvas).count() == 0
+    canvas.load(saved)
+    canvas.page.wait_for_function(LOADED)
+    assert kept(canvas, loop) == before and labels(canvas) == shown
+    assert canvas.prompt() == prompt
+    assert "omnigen2_rounds" not in prompt[str(loop)]["inputs"]
+    assert canvas.errors == []
+
+
+def test_a_copied_node_has_the_rounds(loop, canvas):
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    before = kept(canvas, loop)
+    canvas.evaluate("""(id) => {
+        app.canvas.deselectAll();
+        app.canvas.selectNode(app.graph.getNodeById(id));
+        app.canvas.copyToClipboard();
+        app.canvas.pasteFromClipboard();
+    }""", loop)
+    canvas.page.wait_for_timeout(500)
+    copies = canvas.evaluate("app.graph.nodes.filter(n => n.type === 'OmniGen2ReflectionLoop').map(n => n.id)")
+    assert len(copies) == 2
+    assert [kept(canvas, node) for node in copies] == [before, before]
+    assert canvas.page.locator(".omnigen2-rounds [role=list] button").count() == 4
+
+
+def test_undo_takes_back_what_the_user_did_and_not_the_rounds(loop, canvas):
+    def undo(way: str) -> None:
+        canvas.evaluate(f"async () => {{ await app.extensionManager.workflow.activeWorkflow.changeTracker.{way}() }}")
+        canvas.page.wait_for_timeout(500)
+
+    set_width = "([id, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'width').value = value }"
+    canvas.evaluate(STATE)
+    canvas.evaluate(set_width, [loop, 80])
+    canvas.evaluate(STATE)
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    made = kept(canvas, loop)
+    press(canvas, "Round 1: Go on from this round")
+    assert canvas.evaluate(VALUE, [loop, "pick"]) == 1
+
+    undo("undo")
+    assert canvas.evaluate(VALUE, [loop, "pick"]) == -1 and kept(canvas, loop) == made
+    undo("undo")
+    assert canvas.evaluate(VALUE, [loop, "width"]) == 64 and kept(canvas, loop) == made
+    assert len(labels(canvas)) == 2
+    undo("redo")
+    undo("redo")
+    assert [canvas.evaluate(VALUE, [loop, name]) for name in ("width", "pick")] == [80, 1] and kept(canvas, loop) == made
+    assert canvas.errors == []
+
+
+def test_best_of_n_shows_scores_and_has_nothing_to_pick(folder, canvas):
+    make(canvas, folder, [ASKED, 0.3, 0.9], "OmniGen2BestOfN")
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    assert labels(canvas) == ["Round 0, drawn, 0.30", "Round 1 · best, drawn, 0.90"]
+    assert board(canvas).locator(".pick").is_hidden()
+    assert canvas.errors == []
+
+
+@pytest.mark.parametrize("rounds", [7, {"format": "omnigen2.reflection", "rounds": [None], "pictures": []}, {
+    "format": "omnigen2.reflection", "rounds": [{"reflection": {"verdict": HOSTILE, "answers": 3}, "score": "x"}], "pictures": [{}], "stop": HOSTILE}],
+    ids=["no rounds", "empty round", "wrong kinds"])
+def test_a_workflow_with_damaged_rounds_loads_and_nothing_of_it_becomes_html(canvas, rounds):
+    node = canvas.add_node("OmniGen2ReflectionLoop")
+    canvas.page.wait_for_timeout(300)
+    saved = canvas.workflow()
+    saved["nodes"][0]["properties"]["omnigen2_rounds"] = rounds
+    canvas.load(saved)
+    assert board(canvas).count() == 1
+    assert board(canvas).locator('img[src="x"], b, script').count() == 0
+    assert canvas.evaluate("window.broken === undefined") and canvas.prompt()[str(node)]
+    assert [line for line in canvas.errors if "/view" not in line] == []

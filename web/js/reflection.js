@@ -1,0 +1,415 @@
+// Shows the rounds of OmniGen2 Reflection Loop and OmniGen2 Best of N side by side as they come. A click shows what was
+// said of a round; in the loop a round can be picked, and the next run goes on from it.
+//
+// The rounds are kept in the node's properties, so that they are saved, copied and pasted with it; the pick is in its
+// widgets. All texts may come from a model or a stranger's file: they are only ever set as textContent.
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { findNode } from "./notes.js";
+
+const KINDS = ["OmniGen2ReflectionLoop", "OmniGen2BestOfN"];
+const WIDGET = "omnigen2_rounds";
+const PROPERTY = "omnigen2_rounds";
+const EVENT = "omnigen2.rounds";
+const NO_PICK = -1;
+const EMPTY_HEIGHT = 44;
+const FULL_HEIGHT = 330;
+
+const WORDS = {
+  en: {
+    rounds: "Rounds",
+    details: "What was said of the round",
+    empty: "Rounds appear here as they are drawn.",
+    round: "Round",
+    best: "best",
+    picked: "picked",
+    seed: "seed",
+    score: "Score",
+    noScore: "no score",
+    problem: "Problem",
+    correction: "Correction",
+    answer: "Answer of the model",
+    nothing: "(nothing)",
+    prompt: "Prompt",
+    noAnswer: "no answer",
+    pick: "Go on from this round",
+    unpick: "Picked: the next run goes on from here. Press to draw anew instead",
+    drawn: "drawn",
+    edited: "edited",
+    "drawn again": "drawn again",
+    given: "given",
+    satisfied: "satisfied",
+    "not satisfied": "not satisfied",
+    "no opinion": "no opinion",
+    draw: "drawing",
+    reflect: "looking at the picture",
+    verify: "judging",
+    "the picture is right": "Ended: the picture is right.",
+    "all rounds were used": "Ended: all rounds were used.",
+    "the last round did not help": "Ended: the last round did not help.",
+    "there was no usable reflection": "Ended: there was no usable reflection.",
+    "the fault that was found is none by the verifier's questions":
+      "Ended: the fault that was found is none by the judge's questions.",
+    "stopped before the end": "Stopped before the end; what was finished is kept.",
+    "all pictures are drawn": "All pictures are drawn.",
+  },
+  ko: {
+    rounds: "라운드",
+    details: "이 라운드에 대한 의견",
+    empty: "그리는 대로 라운드가 여기에 나타납니다.",
+    round: "라운드",
+    best: "최고",
+    picked: "선택됨",
+    seed: "시드",
+    score: "점수",
+    noScore: "점수 없음",
+    problem: "문제",
+    correction: "수정",
+    answer: "모델의 답",
+    nothing: "(없음)",
+    prompt: "프롬프트",
+    noAnswer: "답 없음",
+    pick: "이 라운드에서 이어 가기",
+    unpick: "선택됨: 다음 실행은 여기서 이어 갑니다. 누르면 새로 그립니다",
+    drawn: "그림",
+    edited: "편집",
+    "drawn again": "다시 그림",
+    given: "주어짐",
+    satisfied: "만족",
+    "not satisfied": "불만족",
+    "no opinion": "의견 없음",
+    draw: "그리는 중",
+    reflect: "그림을 보는 중",
+    verify: "채점 중",
+    "the picture is right": "끝: 그림이 맞습니다.",
+    "all rounds were used": "끝: 라운드를 모두 썼습니다.",
+    "the last round did not help": "끝: 마지막 라운드가 도움이 되지 않았습니다.",
+    "there was no usable reflection": "끝: 쓸 수 있는 의견이 없었습니다.",
+    "the fault that was found is none by the verifier's questions": "끝: 찾은 잘못이 심사 질문으로는 잘못이 아닙니다.",
+    "stopped before the end": "도중에 멈췄습니다. 끝난 것은 남아 있습니다.",
+    "all pictures are drawn": "그림을 모두 그렸습니다.",
+  },
+  zh: {
+    rounds: "轮次",
+    details: "对该轮的意见",
+    empty: "各轮画出后显示在这里。",
+    round: "第 # 轮",
+    best: "最佳",
+    picked: "已选",
+    seed: "种子",
+    score: "得分",
+    noScore: "无得分",
+    problem: "问题",
+    correction: "修正",
+    answer: "模型的回答",
+    nothing: "（空）",
+    prompt: "提示词",
+    noAnswer: "没有回答",
+    pick: "从这一轮继续",
+    unpick: "已选：下次运行从这里继续。按下则重新画",
+    drawn: "绘制",
+    edited: "编辑",
+    "drawn again": "重画",
+    given: "给定",
+    satisfied: "满意",
+    "not satisfied": "不满意",
+    "no opinion": "没有意见",
+    draw: "正在画",
+    reflect: "正在看图",
+    verify: "正在评分",
+    "the picture is right": "结束：图像正确。",
+    "all rounds were used": "结束：轮次已用完。",
+    "the last round did not help": "结束：最后一轮没有改进。",
+    "there was no usable reflection": "结束：没有可用的意见。",
+    "the fault that was found is none by the verifier's questions": "结束：按评分的问题，找到的错误并不是错误。",
+    "stopped before the end": "中途停止；已完成的保留。",
+    "all pictures are drawn": "所有图像已画完。",
+  },
+};
+
+const STYLE = `
+.omnigen2-rounds { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; overflow: hidden;
+  font: 12px/17px sans-serif; color: var(--input-text, #ddd); }
+.omnigen2-rounds [role="list"] { display: flex; gap: 6px; overflow-x: auto; flex: none; padding: 3px; }
+.omnigen2-rounds [role="list"] button { display: flex; flex-direction: column; width: 116px; padding: 3px; cursor: pointer;
+  font: inherit; text-align: left; color: inherit; background: var(--comfy-input-bg, #222);
+  border: 2px solid transparent; border-radius: 5px; }
+.omnigen2-rounds [role="list"] button[aria-pressed="true"] { border-color: #5a93c9; }
+.omnigen2-rounds button:focus-visible { outline: 2px solid #ffd479; outline-offset: 1px; }
+.omnigen2-rounds img { width: 106px; height: 90px; object-fit: contain; background: rgba(0, 0, 0, 0.25); overflow: hidden; }
+.omnigen2-rounds [role="region"] { flex: 1 1 0; min-height: 60px; overflow-y: auto; padding: 2px 6px; white-space: pre-wrap;
+  overflow-wrap: anywhere; background: rgba(127, 127, 127, 0.12); border-radius: 4px; user-select: text; }
+.omnigen2-rounds .pick { flex: none; font: inherit; padding: 3px 6px; cursor: pointer; color: inherit;
+  background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 4px; }
+.omnigen2-rounds .pick[aria-pressed="true"] { border-color: #d9a441; }
+.omnigen2-rounds [hidden] { display: none; }
+`;
+
+const boards = new WeakMap();
+
+// What Python calls something, in the user's language; a file may hold anything else.
+function word(key) {
+  const locale = app.extensionManager.setting.get("Comfy.Locale");
+  const words = Object.hasOwn(WORDS, locale) ? WORDS[locale] : WORDS.en;
+  return Object.hasOwn(words, key) ? words[key] : plain(key);
+}
+
+function roundName(index) {
+  const name = word("round");
+  return name.includes("#") ? name.replace("#", index) : `${name} ${index}`;
+}
+
+function plain(value) {
+  return typeof value === "string" ? value : "";
+}
+
+function list(value) {
+  return Array.isArray(value) ? value : [];
+}
+
+function percent(chance) {
+  return typeof chance === "number" ? `${Math.round(100 * chance)} %` : word("noAnswer");
+}
+
+// Rounds as Python reports them, or null for anything else that a file may hold.
+function readRounds(value) {
+  const right = value?.format === "omnigen2.reflection" && Array.isArray(value.rounds) && Array.isArray(value.pictures);
+  return right && value.rounds.every((entry) => entry && typeof entry === "object") ? value : null;
+}
+
+function address(name) {
+  const folders = plain(name).split("/");
+  const filename = folders.pop();
+  const query = new URLSearchParams({ filename, subfolder: folders.join("/"), type: "output" });
+  return api.apiURL(`/view?${query}`);
+}
+
+function element(tag, attributes = {}, text = "") {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.textContent = text;
+  return made;
+}
+
+// Rounds are results and no step of the user's: written into the states of the undo history they are neither undone
+// nor a step of their own, and a workflow whose other changes are undone keeps them.
+function keepThroughUndo(node, rounds) {
+  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+  if (!tracker?.activeState) return;
+  if (tracker.activeState === tracker.initialState) tracker.activeState = structuredClone(tracker.activeState);
+  for (const state of [tracker.activeState, ...(tracker.undoQueue ?? []), ...(tracker.redoQueue ?? [])]) {
+    const inner = (state.definitions?.subgraphs ?? []).find((subgraph) => subgraph.id === node.graph?.id);
+    const saved = (inner ?? state).nodes?.find((other) => String(other.id) === String(node.id));
+    if (saved?.type === node.type) (saved.properties ??= {})[PROPERTY] = structuredClone(rounds);
+  }
+  tracker.updateModified?.();
+}
+
+class Board {
+  constructor(node) {
+    this.node = node;
+    this.rounds = null;
+    this.selected = null;
+    this.items = [];
+    this.strip = element("div", { role: "list", "aria-label": word("rounds") });
+    this.status = element("div", { role: "status", "aria-live": "polite" }, word("empty"));
+    this.details = element("div", { role: "region", "aria-label": word("details"), tabindex: "0" });
+    this.pickButton = element("button", { type: "button", class: "pick" });
+    this.pickButton.addEventListener("click", () => this.togglePick());
+    this.element = element("div", { role: "group", "aria-label": word("rounds"), class: "omnigen2-rounds" });
+    this.element.append(this.strip, this.status, this.details, this.pickButton);
+    this.element.addEventListener("keydown", (event) => this.onKey(event));
+    this.pick = node.widgets?.find((widget) => widget.name === "pick");
+    this.earlier = node.widgets?.find((widget) => widget.name === "earlier_rounds");
+    this.followPick();
+    this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
+      serialize: false,
+      getValue: () => "",
+      setValue: () => {},
+      getMinHeight: () => (this.rounds?.rounds.length ? FULL_HEIGHT : EMPTY_HEIGHT),
+    });
+    // options.serialize keeps it out of the prompt, this keeps it out of the saved widget values.
+    this.widget.serialize = false;
+    this.render();
+  }
+
+  // Rounds come in from a run; stage and index say what is under way.
+  receive(value, stage = "", index = -1) {
+    const rounds = readRounds(value);
+    if (!rounds) return;
+    // Only finished rounds are worth keeping: a run that has none yet does not wipe out those of the last one.
+    if (rounds.rounds.length) {
+      const grown = rounds.rounds.length !== this.rounds?.rounds.length;
+      this.node.properties[PROPERTY] = rounds;
+      keepThroughUndo(this.node, rounds);
+      this.load(grown || !stage ? null : this.selected);
+    }
+    if (stage) this.status.textContent = `${roundName(index)}: ${word(stage)} …`;
+  }
+
+  // Shows what is in the node's properties.
+  load(selected = null) {
+    this.rounds = readRounds(this.node.properties?.[PROPERTY]);
+    this.selected = selected;
+    this.render();
+    this.makeRoom();
+  }
+
+  makeRoom() {
+    if (!this.rounds?.rounds.length) return;
+    const [width, height] = this.node.computeSize();
+    const [nowWide, nowHigh] = this.node.size;
+    if (nowWide < width || nowHigh < height) this.node.setSize?.([Math.max(nowWide, width), Math.max(nowHigh, height)]);
+    this.node.setDirtyCanvas?.(true, true);
+  }
+
+  render() {
+    const entries = this.rounds?.rounds ?? [];
+    const shown = this.selected ?? this.rounds?.best ?? 0;
+    while (this.items.length > entries.length) this.items.pop().remove();
+    entries.forEach((entry, index) => this.renderItem(entry, index, index === shown));
+    this.status.textContent = this.rounds ? word(this.rounds.stop ?? "") : word("empty");
+    this.details.hidden = !entries.length;
+    this.details.replaceChildren(...(entries[shown] ? this.detailsOf(entries[shown], shown) : []));
+    this.renderPick(shown);
+  }
+
+  renderItem(entry, index, shown) {
+    if (!this.items[index]) {
+      const item = element("div", { role: "listitem" });
+      const button = element("button", { type: "button" });
+      button.append(element("img"), element("span"), element("span"));
+      button.addEventListener("click", () => {
+        this.selected = index;
+        this.render();
+      });
+      item.append(button);
+      this.strip.append(item);
+      this.items[index] = item;
+    }
+    const button = this.items[index].firstChild;
+    const [image, title, verdict] = button.children;
+    const marks = [index === this.rounds.best && word("best"), index === this.pickedIndex() && word("picked")];
+    const name = [roundName(index), ...marks.filter(Boolean)].join(" · ");
+    const made = word(entry.origin);
+    const said = [word(entry.reflection?.verdict), this.scoreOf(entry)].filter(Boolean).join(", ");
+    title.textContent = name;
+    verdict.textContent = said;
+    image.alt = `${roundName(index)}: ${made}`;
+    image.loading = "lazy";
+    const source = address(this.rounds.pictures[index]);
+    if (image.getAttribute("src") !== source) image.src = source;
+    button.setAttribute("aria-pressed", String(shown));
+    button.setAttribute("aria-label", [name, made, said].filter(Boolean).join(", "));
+  }
+
+  scoreOf(entry) {
+    const value = entry.score?.value;
+    return typeof value === "number" ? value.toFixed(2) : word("noScore");
+  }
+
+  detailsOf(entry, index) {
+    const said = entry.reflection;
+    const seed = entry.seed === null || entry.seed === undefined ? "" : `, ${word("seed")} ${entry.seed}`;
+    const lines = [[roundName(index), `${word(entry.origin)}${seed}`]];
+    if (said) {
+      lines.push([word(said.verdict), plain(said.note)]);
+      if (said.problem) lines.push([word("problem"), plain(said.problem)]);
+      if (said.correction) lines.push([word("correction"), plain(said.correction)]);
+      if (said.verdict === "no opinion") {
+        for (const answer of list(said.answers)) lines.push([word("answer"), plain(answer) || word("nothing")]);
+      }
+    }
+    lines.push([word("score"), [this.scoreOf(entry), plain(entry.score?.note)].filter(Boolean).join(" - ")]);
+    for (const check of list(entry.score?.checks)) lines.push([percent(check?.probability), plain(check?.question)]);
+    lines.push([word("prompt"), plain(entry.prompt)]);
+    return lines.map(([label, text]) => {
+      const line = element("div", { dir: "auto" });
+      line.append(element("strong", {}, label), text ? `: ${text}` : "");
+      return line;
+    });
+  }
+
+  renderPick(shown) {
+    this.pickButton.hidden = !this.pick || !this.rounds?.rounds.length;
+    const picked = shown === this.pickedIndex();
+    this.pickButton.setAttribute("aria-pressed", String(picked));
+    this.pickButton.textContent = `${roundName(shown)}: ${word(picked ? "unpick" : "pick")}`;
+  }
+
+  // Which of the rounds that are shown is picked. It may be an earlier run's, so the picture tells, and not the number.
+  pickedIndex() {
+    if (!this.pick || this.pick.value < 0 || !this.rounds) return NO_PICK;
+    let names = [];
+    try {
+      names = list(JSON.parse(this.earlier.value).pictures);
+    } catch {
+      return NO_PICK;
+    }
+    const name = names[this.pick.value];
+    return typeof name === "string" ? this.rounds.pictures.indexOf(name) : NO_PICK;
+  }
+
+  togglePick() {
+    const shown = this.selected ?? this.rounds?.best ?? 0;
+    this.pick.value = shown === this.pickedIndex() ? NO_PICK : shown;
+    this.pick.callback?.(this.pick.value);
+    this.selected = shown;
+    this.render();
+    this.node.setDirtyCanvas?.(true, true);
+    const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+  }
+
+  // A pick, by the button or as a number, takes along the rounds that it counts in.
+  followPick() {
+    if (!this.pick) return;
+    const original = this.pick.callback;
+    this.pick.callback = (...values) => {
+      original?.apply(this.pick, values);
+      if (this.pick.value < 0) this.earlier.value = "";
+      else if (this.rounds) this.earlier.value = JSON.stringify(this.rounds);
+      this.render();
+    };
+  }
+
+  onKey(event) {
+    // The canvas has shortcuts of one letter, and Delete removes the node.
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+    const buttons = this.items.map((item) => item.firstChild);
+    const at = buttons.indexOf(event.target);
+    if (at < 0) return;
+    const last = buttons.length - 1;
+    const to = { ArrowLeft: Math.max(at - 1, 0), ArrowRight: Math.min(at + 1, last), Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    buttons[to].focus();
+  }
+}
+
+app.registerExtension({
+  name: "OmniGen2.Reflection",
+  init() {
+    document.head.append(element("style", {}, STYLE));
+  },
+  nodeCreated(node) {
+    if (!KINDS.includes(node.comfyClass)) return;
+    const board = new Board(node);
+    boards.set(node, board);
+    const onConfigure = node.onConfigure;
+    node.onConfigure = function () {
+      const result = onConfigure?.apply(this, arguments);
+      board.load();
+      return result;
+    };
+  },
+  setup() {
+    api.addEventListener(EVENT, ({ detail }) => {
+      boards.get(findNode(detail.node))?.receive(detail.rounds, detail.stage, detail.round);
+    });
+    api.addEventListener("executed", ({ detail }) => {
+      const rounds = detail.output?.[PROPERTY]?.[0];
+      if (rounds) boards.get(findNode(detail.display_node ?? detail.node))?.receive(rounds);
+    });
+  },
+});
