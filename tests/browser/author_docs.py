@@ -28,7 +28,7 @@ IMAGES = ROOT / "web" / "docs" / "images"
 REFERENCE = "picture.png"
 LARGEST = 40_000
 """Bytes of a picture: one for each node is fetched with every clone."""
-WIDEST = 900
+WIDEST, HIGHEST = 900, 920
 MARGIN, BADGE = 14, 30
 """Pixels around the nodes, and above them, where the frontend names the pack."""
 
@@ -180,12 +180,13 @@ BOUNDS = """(ids) => {
     return {x: (left + x0) * scale + box.left, y: (top + y0) * scale + box.top, width: (right - left) * scale, height: (bottom - top) * scale};
 }"""
 
-FRAME = """([ids, node, widest]) => {
+FRAME = """([ids, node, widest, highest]) => {
     const nodes = ids.map(id => app.graph.getNodeById(id));
     for (const other of app.graph.nodes) if (other.type === node) other.boxcolor = '#d9a441';
     const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1]));
     const width = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) - left;
-    const scale = Math.min(1, widest / width);
+    const height = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) - top;
+    const scale = Math.min(1, widest / width, highest / height);
     app.canvas.background_image = null;
     app.canvas.ds.scale = scale;
     app.canvas.ds.offset = [100 / scale - left, 140 / scale - top];
@@ -199,7 +200,7 @@ def photograph(canvas: Canvas, shot: HelpPicture, run: bool) -> Image.Image:
     ids = [node.index + 1 for node in shot.shown]
     if run and shot.runs:
         canvas.run()
-    canvas.evaluate(FRAME, [ids, shot.graph.name, WIDEST - 2 * MARGIN])
+    canvas.evaluate(FRAME, [ids, shot.graph.name, WIDEST - 2 * MARGIN, HIGHEST])
     canvas.page.wait_for_timeout(1500)
     area = canvas.evaluate(BOUNDS, ids)
     clip = {"x": area["x"] - MARGIN, "y": area["y"] - BADGE, "width": area["width"] + 2 * MARGIN, "height": area["height"] + BADGE + MARGIN}

@@ -1,6 +1,7 @@
 """OmniGen2 Reflection Loop and OmniGen2 Best of N in a real server: rounds, ranking, cancelling, going on by hand."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -197,6 +198,19 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_shown_as_no_o
 def test_trained_weights_end_their_turn_when_satisfied(server, folder):
     made, *_ = run_loop(server, folder, "It is right.", ASKED, 0.9, reflect_by="trained")
     assert made["stop"] == "the picture is right"
+
+
+def test_auto_takes_the_form_that_the_weights_were_made_for(server, folder):
+    trained = server.models / "diffusers" / "tests" / "trained"
+    if not trained.is_dir():
+        shutil.copytree(server.models / "diffusers" / folder, trained)
+        profile = json.loads((trained / "omnigen2.json").read_text(encoding="utf-8"))
+        (trained / "omnigen2.json").write_text(json.dumps({**profile, "trained_reflection": True}), encoding="utf-8")
+    said = "It is right."
+    made, *_ = run_loop(server, "tests/trained", said, ASKED, 0.9, reflect_by="auto")
+    assert made["stop"] == "the picture is right"
+    made, *_ = run_loop(server, folder, said, said, ASKED, 0.9, reflect_by="auto")
+    assert made["stop"] == "there was no usable reflection"
 
 
 @pytest.mark.parametrize("kind", ["loop", "best_of"])

@@ -238,11 +238,11 @@ class Board {
     const rounds = readRounds(value);
     if (!rounds) return;
     // Only finished rounds are worth keeping: a run that has none yet does not wipe out those of the last one.
-    if (rounds.rounds.length) {
-      const grown = rounds.rounds.length !== this.rounds?.rounds.length;
+    if (rounds.rounds.length && JSON.stringify(rounds) !== JSON.stringify(this.rounds)) {
+      const same = this.selected !== null && rounds.pictures[this.selected] === this.rounds?.pictures[this.selected];
       this.node.properties[PROPERTY] = rounds;
       keepThroughUndo(this.node, rounds);
-      this.load(grown || !stage ? null : this.selected);
+      this.load(same ? this.selected : null);
     }
     if (stage) this.status.textContent = `${roundName(index)}: ${word(stage)} …`;
   }

@@ -8,10 +8,10 @@ from typing import Any, Mapping, Sequence
 import comfy.model_management
 from PIL import Image
 
-from ...omnigen2_core.images import to_image_tensor, to_pil
-from ..encode import OmniGen2Encode
-from ..sampling import sample_latent
-from .notes import NOTES
+from ..omnigen2_core.images import to_image_tensor, to_pil
+from .encode import OmniGen2Encode
+from .host.notes import NOTES
+from .sampling import sample_latent
 
 
 @dataclass
