@@ -387,6 +387,13 @@ class Board {
   }
 }
 
+// Nodes 2.0 goes on showing the element of a node that undo has made anew; that of the new node takes its place.
+function takePlace(node, board) {
+  if (node.graph !== app.canvas?.graph) return;
+  const shown = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] .omnigen2-rounds`);
+  if (shown && shown !== board.element) shown.replaceWith(board.element);
+}
+
 app.registerExtension({
   name: "OmniGen2.Reflection",
   init() {
@@ -402,6 +409,9 @@ app.registerExtension({
       board.load();
       return result;
     };
+  },
+  loadedGraphNode(node) {
+    if (boards.has(node)) takePlace(node, boards.get(node));
   },
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
