@@ -7,10 +7,10 @@ from typing import Any, Mapping
 import torch
 from comfy_api.latest import io
 
+from ..omnigen2_core.generation import SEEDS
 from ..omnigen2_core.images import to_image_tensor
 from ..omnigen2_core.reflection import MAX_ROUNDS, Record, Redraw, Round, Stop, Task, best_of, reflect, to_text
 from ..omnigen2_core.reflection.best_of import MAX_PICTURES
-from ..omnigen2_core.reflection.redraw import SEEDS
 from .drawing import HostDrawer
 from .encode import MAX_REFERENCES, OmniGen2Encode
 from .host.judging import JUDGES, WAYS, reflector_of, verifier_of

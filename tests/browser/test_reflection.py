@@ -197,12 +197,17 @@ def test_undo_takes_back_what_the_user_did_and_not_the_rounds(loop, canvas):
 
     undo("undo")
     assert canvas.evaluate(VALUE, [loop, "pick"]) == -1 and kept(canvas, loop) == made
+    assert "picked" not in labels(canvas)[1]
     undo("undo")
     assert canvas.evaluate(VALUE, [loop, "width"]) == 64 and kept(canvas, loop) == made
     assert len(labels(canvas)) == 2
     undo("redo")
     undo("redo")
     assert [canvas.evaluate(VALUE, [loop, name]) for name in ("width", "pick")] == [80, 1] and kept(canvas, loop) == made
+    assert "picked" in labels(canvas)[1]
+    # What is shown is the node that is there now, and not the one before the undoing.
+    press(canvas, "Round 1: Picked")
+    assert canvas.evaluate(VALUE, [loop, "pick"]) == -1 and "picked" not in labels(canvas)[1]
     assert canvas.errors == []
 
 

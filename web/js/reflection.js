@@ -210,6 +210,7 @@ class Board {
     this.node = node;
     this.rounds = null;
     this.selected = null;
+    this.progress = "";
     this.items = [];
     this.strip = element("div", { role: "list", "aria-label": word("rounds") });
     this.status = element("div", { role: "status", "aria-live": "polite" }, word("empty"));
@@ -237,6 +238,7 @@ class Board {
   receive(value, stage = "", index = -1) {
     const rounds = readRounds(value);
     if (!rounds) return;
+    this.progress = stage ? `${roundName(index)}: ${word(stage)} …` : "";
     // Only finished rounds are worth keeping: a run that has none yet does not wipe out those of the last one.
     if (rounds.rounds.length && JSON.stringify(rounds) !== JSON.stringify(this.rounds)) {
       const same = this.selected !== null && rounds.pictures[this.selected] === this.rounds?.pictures[this.selected];
@@ -244,7 +246,7 @@ class Board {
       keepThroughUndo(this.node, rounds);
       this.load(same ? this.selected : null);
     }
-    if (stage) this.status.textContent = `${roundName(index)}: ${word(stage)} …`;
+    this.renderStatus();
   }
 
   // Shows what is in the node's properties.
@@ -268,10 +270,14 @@ class Board {
     const shown = this.selected ?? this.rounds?.best ?? 0;
     while (this.items.length > entries.length) this.items.pop().remove();
     entries.forEach((entry, index) => this.renderItem(entry, index, index === shown));
-    this.status.textContent = this.rounds ? word(this.rounds.stop ?? "") : word("empty");
+    this.renderStatus();
     this.details.hidden = !entries.length;
     this.details.replaceChildren(...(entries[shown] ? this.detailsOf(entries[shown], shown) : []));
     this.renderPick(shown);
+  }
+
+  renderStatus() {
+    this.status.textContent = this.progress || word(this.rounds ? this.rounds.stop : "empty");
   }
 
   renderItem(entry, index, shown) {
@@ -387,6 +393,13 @@ class Board {
   }
 }
 
+// Nodes 2.0 goes on showing the element of a node that undo has made anew; that of the new node takes its place.
+function takePlace(node, board) {
+  if (node.graph !== app.canvas?.graph) return;
+  const shown = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] .omnigen2-rounds`);
+  if (shown && shown !== board.element) shown.replaceWith(board.element);
+}
+
 app.registerExtension({
   name: "OmniGen2.Reflection",
   init() {
@@ -402,6 +415,9 @@ app.registerExtension({
       board.load();
       return result;
     };
+  },
+  loadedGraphNode(node) {
+    if (boards.has(node)) takePlace(node, boards.get(node));
   },
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
