@@ -295,7 +295,9 @@ class Board {
     }
     const button = this.items[index].firstChild;
     const [image, title, verdict] = button.children;
-    const marks = [index === this.rounds.best && word("best"), index === this.pickedIndex() && word("picked")];
+    // Where nothing could be scored, the first picture is returned and none was found the best.
+    const best = index === this.rounds.best && typeof entry.score?.value === "number";
+    const marks = [best && word("best"), index === this.pickedIndex() && word("picked")];
     const name = [roundName(index), ...marks.filter(Boolean)].join(" · ");
     const made = word(entry.origin);
     const said = [word(entry.reflection?.verdict), this.scoreOf(entry)].filter(Boolean).join(", ");
