@@ -211,7 +211,7 @@ class OmniGen2Pipeline:
         """Scaled latents [B, C, h, w] from noise of that shape; `references` are scaled latents [C, h, w]."""
         profile = self.profile
         steps = profile.steps if steps is None else steps
-        guidance = guidance or Guidance(profile.text_guidance, profile.image_guidance)
+        guidance = guidance or Guidance(profile.text_guidance, profile.image_guidance, (0.0, profile.guidance_end))
         dtype, device = next(self.transformer.parameters()).dtype, self.device
         run = Run(steps, make_cache)
         placed = [[ref.to(device, dtype) for ref in refs] for refs in references]

@@ -25,6 +25,7 @@ class ModelProfile:
         default_width, default_height: Size of a generated picture, in pixels.
         steps: Denoising steps.
         text_guidance, image_guidance: Guidance scales; 1 means off.
+        guidance_end: Share of the run, above 0, after which nothing is guided.
         max_text_tokens: Prompt tokens beyond this are cut off.
         max_references: Number of reference pictures the model knows.
         trained_reflection: Whether the weights were fine-tuned to reflect on their own pictures.
@@ -41,6 +42,7 @@ class ModelProfile:
     steps: int = 50
     text_guidance: float = 5.0
     image_guidance: float = 2.0
+    guidance_end: float = 1.0
     max_text_tokens: int = 1024
     max_references: int = 5
     trained_reflection: bool = False

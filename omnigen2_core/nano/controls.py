@@ -50,7 +50,7 @@ def _mean(values) -> float:
 def measure_controls(pipeline, seed: int, count: int) -> list[Curve]:
     """Runs `count` tasks at every setting of every control."""
     profile = pipeline.profile
-    steps, text, image = profile.steps, profile.text_guidance, profile.image_guidance
+    steps, text, image, guided = profile.steps, profile.text_guidance, profile.image_guidance, (0.0, profile.guidance_end)
     scenes, edits = draw_tasks("t2i_3", seed + 1, count), draw_tasks("edit", seed + 1, count)
 
     def right(tasks, guidance: Guidance, **settings) -> float:
@@ -58,14 +58,14 @@ def measure_controls(pipeline, seed: int, count: int) -> list[Curve]:
 
     followed, exact = [], []
     for scale in TEXT_SCALES:
-        outcomes = solve(pipeline, scenes, seed, guidance=Guidance(scale, 1.0), steps=steps)
+        outcomes = solve(pipeline, scenes, seed, guidance=Guidance(scale, 1.0, guided), steps=steps)
         followed.append(_mean(map(prompt_followed, outcomes)))
         exact.append(_mean(o.right for o in outcomes))
     curves = [Curve("Text guidance: three things", "text guidance", TEXT_SCALES, {"things as told": tuple(followed), "exact": tuple(exact)})]
 
     kept, done = [], []
     for scale in IMAGE_SCALES:
-        outcomes = solve(pipeline, edits, seed, guidance=Guidance(text, scale), steps=steps)
+        outcomes = solve(pipeline, edits, seed, guidance=Guidance(text, scale, guided), steps=steps)
         kept.append(_mean(map(reference_kept, outcomes)))
         done.append(_mean(o.right for o in outcomes))
     lines = {"reference kept": tuple(kept), "edit exact": tuple(done)}
@@ -76,7 +76,7 @@ def measure_controls(pipeline, seed: int, count: int) -> list[Curve]:
     curves.append(Curve("Guidance range: 0 to ...", "end of the range", ends, {"exact": shares}))
 
     lines = {
-        solver: tuple(right(scenes, Guidance(text, image), steps=n, solver=solver) for n in FEWER_STEPS)
+        solver: tuple(right(scenes, Guidance(text, image, guided), steps=n, solver=solver) for n in FEWER_STEPS)
         for solver in ("euler", "dpmpp_2m")
     }
     curves.append(Curve("Solvers at few steps", "steps", FEWER_STEPS, lines))

@@ -251,8 +251,17 @@ def hidden_matrices(model: OmniGen2Transformer) -> list[str]:
     return [n for n, p in model.named_parameters() if p.ndim == 2 and (".attn." in n or ".feed_forward." in n)]
 
 
-def drawing_loss(transformer: OmniGen2Transformer, mllm: Qwen2_5_VL, latents: Latents, empty_ids: Sequence[Sequence[int]]):
-    """The rectified-flow loss of a part, weighted by its share of the step. `empty_ids`: prompts that say nothing."""
+def drawing_loss(
+    transformer: OmniGen2Transformer,
+    mllm: Qwen2_5_VL,
+    latents: Latents,
+    empty_ids: Sequence[Sequence[int]],
+    weigh: Callable[[Sequence[Row], tuple[int, int]], Tensor] | None = emphasis,
+):
+    """The rectified-flow loss of a part, weighted by its share of the step.
+
+    `empty_ids`: prompts that say nothing. `weigh`: what each latent pixel counts; None for all the same.
+    """
 
     @torch.no_grad()
     def read(part: Part, rng: random.Random) -> Tensor:
@@ -273,7 +282,7 @@ def drawing_loss(transformer: OmniGen2Transformer, mllm: Qwen2_5_VL, latents: La
         time = draw_times([image.shape[-2:]] * len(image), generator, SHIFT_BASE)
         noisy = interpolate(image, noise, time)
         velocity = transformer(noisy.to(dtype), time, text.to(dtype), None, references, attention=attention)
-        value = flow_loss(velocity, image, noise, emphasis(part.rows, part.size))
+        value = flow_loss(velocity, image, noise, weigh and weigh(part.rows, part.size))
         return value * part.share, {part.kind: value.item()}
 
     return loss

@@ -27,9 +27,11 @@ PROFILE = ModelProfile(
     min_reference_side=48,
     default_width=DEFAULT_SIZE[0],
     default_height=DEFAULT_SIZE[1],
-    steps=8,
+    steps=12,
     text_guidance=2.0,
     image_guidance=1.5,
+    # Guidance in the last steps makes colours too strong.
+    guidance_end=0.8,
 )
 
 

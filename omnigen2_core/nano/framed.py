@@ -65,7 +65,7 @@ def train_framed(model: Path, runs: Path, recipe: Recipe, file: Path = FILE) -> 
     parameters = add_lora(transformer, RANK, seed=recipe.seed)
     tokenizer = Tokenizer.from_file(str(model / "processor" / "tokenizer.json"))
     empty = [tokenizer.encode(generation_prompt(text), add_special_tokens=False).ids for text in ("", DEFAULT_NEGATIVE_PROMPT)]
-    loss = drawing_loss(transformer, pipeline.encoder, Latents(pipeline.vae, render_framed), empty)
+    loss = drawing_loss(transformer, pipeline.encoder, Latents(pipeline.vae, render_framed), empty, weigh=None)
     trainer = Trainer(parameters, FramedExamples(tokenizer, MIX), loss, recipe, runs / "lora")
     trainer.run()
     with trainer.averaged():

@@ -150,7 +150,7 @@ def judged(node: str) -> HelpPicture:
     drawn = graph.add(node, box=(420, 0), model=parts.model, clip=parts.clip, vae=parts.vae, negative_prompt="", seed=1,
                       prompt="A large red circle on the left and a small blue square on the right on a yellow background",
                       width=settings["default_width"], height=settings["default_height"], control_after_generate="fixed",
-                      steps=settings["steps"], text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"], **values)
+                      steps=settings["steps"], text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"], guidance_end=settings["guidance_end"], **values)
     shown = graph.add("PreviewImage", box=(260, 280), images=drawn["image"])
     return picture(node, graph, Row(drawn, shown), before=[graph.nodes[0]])
 
@@ -160,7 +160,7 @@ def _drawing(graph: Graph, parts, prompt: str, reference=None) -> tuple[Node, No
     encoded = encode(graph, parts, prompt, [reference] if reference else [], negative_prompt="", box=(320, 360),
                      width=settings["default_width"], height=settings["default_height"])
     sampled = sample(graph, parts.model, encoded, seed=1, control_after_generate="fixed", steps=settings["steps"], box=(300, 0),
-                     text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"])
+                     text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"], guidance_end=settings["guidance_end"])
     decoded = graph.add("VAEDecode", box=(260, 0), samples=sampled["latent"], vae=parts.vae)
     return encoded, sampled, decoded, graph.add("PreviewImage", box=(260, 280), images=decoded["IMAGE"])
 

@@ -98,7 +98,7 @@ def on_built_in_model(server: Server, name: str, sources: list[Image.Image], tex
         elif entry["class_type"] == "OmniGen2Encode":
             inputs |= {"prompt": text, "negative_prompt": "", "width": settings["default_width"], "height": settings["default_height"]}
         elif entry["class_type"] == "OmniGen2Sample":
-            inputs |= {key: settings[key] for key in ("steps", "text_guidance", "image_guidance")}
+            inputs |= {key: settings[key] for key in ("steps", "text_guidance", "image_guidance", "guidance_end")}
         elif entry["class_type"] == "ImageScaleToTotalPixels":
             inputs["megapixels"] = 0.01
     return prompt

@@ -5,7 +5,7 @@ import pytest
 
 import browser_harness
 import harness
-from needed import missing
+from needed import missing, need_comfyui
 
 
 def pytest_collection_modifyitems(items):
@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A server on the CPU with this pack and the testing nodes loaded."""
-    harness.need_comfyui()
+    need_comfyui()
     with harness.Server(tmp_path_factory.mktemp("server")) as running:
         yield running
 

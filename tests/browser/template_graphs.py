@@ -231,7 +231,8 @@ class Drawing:
         encoded = encode(graph, parts, prompt, images, negative_prompt="", box=(320, 400), **size)
         sampled = sample(
             graph, model or parts.model, encoded, latent, seed=seed, control_after_generate="randomize" if final else "fixed",
-            steps=settings["steps"], text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"], box=(270, 0),
+            steps=settings["steps"], text_guidance=settings["text_guidance"], image_guidance=settings["image_guidance"],
+            guidance_end=settings["guidance_end"], box=(270, 0),
         )  # fmt: skip
         decoded = graph.add("VAEDecode", box=(260, 0), samples=sampled["latent"], vae=parts.vae)
         self.image, last = decoded["IMAGE"], [decoded]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 import harness
+from needed import need_comfyui
 
 
 def pytest_collection_modifyitems(items):
@@ -19,7 +20,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A server on the CPU with this pack and the testing nodes loaded."""
-    harness.need_comfyui()
+    need_comfyui()
     with harness.Server(tmp_path_factory.mktemp("server")) as running:
         yield running
 
@@ -27,7 +28,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def start_server(tmp_path):
     """start_server(*flags, **options) -> a new `harness.Server`, stopped after the test."""
-    harness.need_comfyui()
+    need_comfyui()
     started: list[harness.Server] = []
 
     def start(*flags: str, **options) -> harness.Server:

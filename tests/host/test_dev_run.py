@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import COMFYUI, ROOT, _free_port, need_comfyui
+from harness import COMFYUI, ROOT, _free_port
+from needed import need_comfyui
 
 START_TIMEOUT = 300
 STOP_TIMEOUT = 20

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from harness import LAUNCHER, ROOT, need_comfyui
+from harness import LAUNCHER, ROOT
+from needed import need_comfyui
 
 
 def replay(*arguments) -> subprocess.CompletedProcess:

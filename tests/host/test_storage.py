@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from harness import LAUNCHER, ROOT, need_comfyui
+from harness import LAUNCHER, ROOT
+from needed import need_comfyui
 from make_checkpoints import golden_config, golden_weights, save_single, to_fp8
 from safetensors.torch import save_file
 
