@@ -11,6 +11,7 @@ import pytest
 from harness import Graph, Result
 from PIL import Image
 from small_models import install_folder, write_encoder
+from transformers import DynamicCache
 
 NOTES = "omnigen2_notes"
 ROUNDS = "omnigen2_rounds"
@@ -260,8 +261,8 @@ def test_cancelling_in_the_middle_of_the_second_picture_keeps_the_first_and_leav
     assert (left["stop"], left["best"], len(left["rounds"])) == ("stopped before the end", 0, 1)
     assert picture_of(server, left["pictures"][0]).size == (64, 64)
     counting = Graph()
-    caches = counting.add("TestCountCaches")
-    assert server.records(server.run(counting), caches) == {"caches": 0}
+    alive = counting.add("TestCountAlive", names=DynamicCache.__name__)
+    assert server.records(server.run(counting), alive) == {DynamicCache.__name__: 0}
 
     made, *_ = run_loop(server, folder, RIGHT, ASKED, 0.9, pick=0, earlier_rounds=json.dumps(left), rounds=1)
     assert values_of(made, "origin", "parent") == [("drawn", None), ("edited", 0)]
