@@ -150,7 +150,14 @@ class Canvas:
         """
         self.clear()
         node = self.add_node(class_type)
-        self.evaluate("(id) => { app.canvas.selectNode(app.graph.getNodeById(id)); app.canvas.centerOnNode(app.graph.getNodeById(id)) }", node)
+        # The button is above the node, so the top of a tall one has to be in view.
+        self.evaluate("""(id) => {
+            const node = app.graph.getNodeById(id), view = app.canvas.ds;
+            app.canvas.selectNode(node);
+            app.canvas.centerOnNode(node);
+            view.offset[1] = 250 / view.scale - node.pos[1];
+            app.canvas.setDirty(true, true);
+        }""", node)
         self.page.locator('[data-testid="info-button"]').first.click()
         panel = self.page.locator(".node-help-content").first
         panel.wait_for(timeout=10_000)

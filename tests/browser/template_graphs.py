@@ -314,7 +314,7 @@ def built_in_masked_edit() -> Graph:
     latent = graph.add("VAEEncode", pixels=source.image, vae=parts.vae)
     masked = graph.add("SetLatentNoiseMask", samples=latent["LATENT"], mask=mask["MASK"])
     edited = Drawing(
-        graph, parts, "3. Edit inside the mask", "Make the blue square orange", [source.image],
+        graph, parts, "3. Edit inside the mask", "Make the blue square green", [source.image],
         final=True, latent=masked["LATENT"], original=(source.image, mask["MASK"]),
     )  # fmt: skip
     masks = Group("2. Mask the picture", Row(Column(black, white), Column(mask, latent, masked)))

@@ -186,7 +186,7 @@ def test_the_masked_edit_changes_only_what_the_mask_shows(canvas):
     picture, shown = pictures(canvas, "Try-it-masked-edit")
     circle = ("left", "red", "circle", "large")
     assert_shows(shown["1. Draw a picture"], "white", circle, ("right", "blue", "square", "large"))
-    assert_shows(picture, "white", circle, ("right", "orange", "square", "large"))
+    assert_shows(picture, "white", circle, ("right", "green", "square", "large"))
     half = picture.shape[1] // 2
     assert np.abs(picture[:, :half].astype(int) - shown["1. Draw a picture"][:, :half]).mean() <= 2
 
