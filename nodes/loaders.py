@@ -19,12 +19,13 @@ from .host.vae import OmniGen2VAE
 CATEGORY = "OmniGen2/loaders"
 
 _MODEL_DTYPE_TIP = (
-    "How the weights are stored and computed with. auto: bf16 where the device has it, fp32 elsewhere; fp8 files "
-    "stay fp8. fp8_e4m3fn halves the memory at some loss of detail. fp16 is for devices without bf16."
+    "How the weights are stored and computed with. auto: bf16 where the device has it, fp32 elsewhere. fp8, int8 and "
+    "GGUF files stay so, and only compute in what is chosen. fp8_e4m3fn halves the memory at some loss of detail. fp16 "
+    "is for devices without bf16."
 )
 _ENCODER_DTYPE_TIP = (
     "How the weights are stored. auto: as in the file, computed in bf16 where the device has it and in fp32 "
-    "elsewhere. fp8_e4m3fn halves the memory at a small loss."
+    "elsewhere. fp8_e4m3fn halves the memory at a small loss. fp8, int8 and GGUF files stay so."
 )
 
 
@@ -44,7 +45,7 @@ class OmniGen2LoadDiffusionModel(io.ComfyNode):
                 io.Combo.Input(
                     "unet_name",
                     options=files.list_files("diffusion_models"),
-                    tooltip="A file in models/diffusion_models, such as omnigen2_fp16.safetensors.",
+                    tooltip="A file in models/diffusion_models, such as omnigen2_fp16.safetensors or a .gguf file.",
                 ),
                 io.Combo.Input(
                     "dtype", options=list(WEIGHT_DTYPES), default="auto", advanced=True, tooltip=_MODEL_DTYPE_TIP
@@ -87,7 +88,7 @@ class OmniGen2LoadEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "text_encoder",
                     options=files.list_files("text_encoders"),
-                    tooltip="A file in models/text_encoders, such as qwen_2.5_vl_fp16.safetensors.",
+                    tooltip="A file in models/text_encoders, such as qwen_2.5_vl_fp16.safetensors or a .gguf file.",
                 ),
                 io.Combo.Input(
                     "dtype", options=list(ENCODER_DTYPES), default="auto", advanced=True, tooltip=_ENCODER_DTYPE_TIP

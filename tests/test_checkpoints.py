@@ -227,7 +227,7 @@ def test_a_file_with_bytes_after_its_data_is_damaged(tmp_path, golden):
         (b"\n\n  <html><body>404</body></html>" * 20, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
         (b'{"error": "Access to model is restricted"}', "is an error message"),
-        (b"GGUF\x03\x00\x00\x00" + b"\x00" * 64, "is a GGUF file"),
+        (b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, "is cut short or damaged"),
         (b"\x00" * 4096, "is not a safetensors file"),
         (b"\x10\x00", "is truncated"),
         (b'\x08\x00\x00\x00\x00\x00\x00\x00{"a": 1}', "has a damaged safetensors header"),

@@ -18,6 +18,8 @@ BUILT_IN_NAME = "OmniGen2-nano (built in)"
 BUILT_IN_PATH = WEIGHTS / "OmniGen2-nano"
 # Files of the pack that are listed behind those of a category.
 BUILT_IN_FILES = {"loras": {"OmniGen2-nano framed (built in)": WEIGHTS / "loras" / "OmniGen2-nano-framed.safetensors"}}
+# Where GGUF files are, too: what packs for such files call the place, if one has registered it.
+GGUF_CATEGORIES = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}
 # The authors' folder may sit in a publisher's folder; deeper trees are somebody's archive, not models.
 FOLDER_DEPTH = 3
 
@@ -28,10 +30,10 @@ def normalise(name: str) -> str:
 
 
 def list_files(category: str) -> list[str]:
-    """Names of the files in a ComfyUI model category such as "vae", with the separators of this system, and the built-in
-    ones last.
+    """Names of the files in a ComfyUI model category such as "vae", with the separators of this system, then of GGUF
+    files, and the built-in ones last.
     """
-    return [*folder_paths.get_filename_list(category), *BUILT_IN_FILES.get(category, {})]
+    return [*_category_files(category), *BUILT_IN_FILES.get(category, {})]
 
 
 def find_file(category: str, name: str | None) -> str | None:
@@ -45,9 +47,9 @@ def find_file(category: str, name: str | None) -> str | None:
     if built_in:
         return str(built_in)
     wanted = normalise(name)
-    for listed in folder_paths.get_filename_list(category):
+    for listed, path in _category_files(category).items():
         if normalise(listed) == wanted:
-            return folder_paths.get_full_path(category, listed)
+            return path or folder_paths.get_full_path(category, listed)
     return None
 
 
@@ -72,6 +74,21 @@ def missing_file(category: str, name: str) -> str:
     return (
         f"The file {name!r} is not in models/{category}; put it there, or choose another one after refreshing the page."
     )
+
+
+def _category_files(category: str) -> dict[str, str | None]:
+    """The files of a category, and the full paths of GGUF files, which ComfyUI itself does not list."""
+    found: dict[str, str | None] = dict.fromkeys(folder_paths.get_filename_list(category))
+    if category not in GGUF_CATEGORIES:
+        return found
+    roots = list(folder_paths.get_folder_paths(category))
+    if GGUF_CATEGORIES[category] in folder_paths.folder_names_and_paths:
+        roots += folder_paths.get_folder_paths(GGUF_CATEGORIES[category])
+    for root in roots:
+        names, _ = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+        for name in folder_paths.filter_files_extensions(names, {".gguf"}):
+            found.setdefault(name, os.path.join(root, name))
+    return found
 
 
 def model_folders() -> dict[str, Path]:

@@ -1,16 +1,19 @@
-"""Weights on disk: what a file is, the folder and single-file layouts, fp8, names, LoRA."""
+"""Weights on disk: what a file is, the folder and single-file layouts, fp8, int8, GGUF, names, LoRA."""
 
 from .folder import PARTS, ModelFolder, find_model_folders, is_model_folder
-from .fp8 import UNUSED_SCALES, WEIGHT_SCALES, dequantise
+from .header import is_gguf
 from .identify import CONFIG_KEY, PROFILE_KEY, FileInfo, FileKind, identify
 from .keymaps import is_diffusers_vae, vae_to_bfl, vae_to_diffusers
 from .lora import LoRA, LoRAWeights, linear_shapes, load_lora, merge_lora, normalise_lora, to_host_names
 from .refusals import require, require_vision
+from .scaled import FP8_FORMAT, INT8_FORMAT, UNUSED_SCALES, WEIGHT_SCALES, as_stored, dequantise, pack_int8
 from .single_file import SingleFile, config_of
 from .tensors import load_weights, read_tensors
 
 __all__ = [
     "CONFIG_KEY",
+    "FP8_FORMAT",
+    "INT8_FORMAT",
     "PARTS",
     "PROFILE_KEY",
     "UNUSED_SCALES",
@@ -21,17 +24,20 @@ __all__ = [
     "LoRAWeights",
     "ModelFolder",
     "SingleFile",
+    "as_stored",
     "config_of",
     "dequantise",
     "find_model_folders",
     "identify",
     "is_diffusers_vae",
+    "is_gguf",
     "is_model_folder",
     "linear_shapes",
     "load_lora",
     "load_weights",
     "merge_lora",
     "normalise_lora",
+    "pack_int8",
     "read_tensors",
     "require",
     "require_vision",

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..profile import ModelProfile
-from .fp8 import dequantise
 from .header import Header, read_header
 from .identify import FileInfo, FileKind, classify
 from .refusals import refuse_unless
+from .scaled import as_stored, dequantise
 from .tensors import read_tensors
 
 PARTS = {"transformer": FileKind.DIT, "vae": FileKind.VAE, "mllm": FileKind.ENCODER}
@@ -80,11 +80,11 @@ class ModelFolder:
         refuse_unless(info, PARTS[part], f"{part}/ of {self.name}")
         return info
 
-    def state_dict(self, part: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def state_dict(self, part: str, dtype: torch.dtype | None = None, *, packed: bool = False) -> dict[str, Tensor]:
         """All tensors of `part` under the names they are stored with, as views of the mapped files.
 
-        With `dtype`, floating-point tensors are brought to it (fp8 scales applied); those that have it already stay
-        views.
+        With `dtype`, weights are brought to it (fp8 scales applied); those that have it already stay views. `packed`:
+        matrices in fp8, int8 and GGUF's formats stay in them, as `PackedTensor`s.
         """
         self.info(part)
         state: dict[str, Tensor] = {}
@@ -97,10 +97,12 @@ class ModelFolder:
                 f"{part}/ of {self.name} lacks {len(absent)} weights that its index lists (the first is {absent[0]}); "
                 "download it again"
             )
-        return state if dtype is None else dequantise(state, dtype, f"{part}/ of {self.name}")
+        if dtype is None:
+            return state
+        return (as_stored if packed else dequantise)(state, dtype, f"{part}/ of {self.name}")
 
     def weight_files(self, part: str) -> list[Path]:
-        """The safetensors files of `part`: the shards that its index names, else its only file."""
+        """The weights of `part`: the shards that its index names, else its only safetensors or GGUF file."""
         folder = self.path / part
         if not folder.is_dir():
             raise CheckpointError(f"{self.name} lacks {part}/; {_WHERE}")
@@ -114,9 +116,14 @@ class ModelFolder:
                     "ones"
                 )
             return [folder / name for name in names]
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
         if len(files) == 1:
             return files
+        if any(file.suffix == ".gguf" for file in files):
+            raise CheckpointError(
+                f"{part}/ of {self.name} holds {len(files)} weight files ({', '.join(file.name for file in files)}); keep "
+                "one of them"
+            )
         if files:
             raise CheckpointError(
                 f"{part}/ of {self.name} holds {len(files)} safetensors files and no index (*{_INDEX}) that says "
@@ -127,7 +134,7 @@ class ModelFolder:
                 f"{part}/ of {self.name} holds only pickled weights, which could run code and are never loaded; get "
                 "the .safetensors files"
             )
-        raise CheckpointError(f"{part}/ of {self.name} holds no .safetensors file; {_WHERE}")
+        raise CheckpointError(f"{part}/ of {self.name} holds no .safetensors or .gguf file; {_WHERE}")
 
     @cached_property
     def profile(self) -> ModelProfile:

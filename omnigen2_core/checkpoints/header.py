@@ -1,4 +1,4 @@
-"""Reading the header of a safetensors file, and saying what a file is that has none.
+"""Reading the header of a safetensors file (of a GGUF file: `gguf`), and saying what a file is that has none.
 
 A safetensors file is 8 bytes (little-endian length N), N bytes of JSON (name -> dtype, shape, data_offsets; plus an
 optional `__metadata__` of strings), then the data. Nothing here reads the data.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 
+GGUF_MAGIC = b"GGUF"
 _LENGTH_BYTES = 8
 _LARGEST_HEADER = 100_000_000
 
@@ -39,7 +40,6 @@ _MAGIC = (
     (b"\x80\x03", _PICKLE),
     (b"\x80\x04", _PICKLE),
     (b"\x80\x05", _PICKLE),
-    (b"GGUF", "is a GGUF file, not safetensors; load it with a loader that reads GGUF"),
     (
         b"version https://git-lfs",
         "is a Git LFS pointer of a few bytes, not the weights; download the file itself (git lfs pull)",
@@ -61,7 +61,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file (or the shards of one model together) contains."""
+    """What a weights file (or the shards of one model together) contains."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -84,10 +84,10 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read and check the header of the safetensors file at `path`.
+    """Read and check the header of the safetensors or GGUF file at `path`.
 
-    Raises `CheckpointError` in one sentence if the file is missing, empty, a pickle, a web page, an LFS pointer, GGUF,
-    or shorter or longer than its header says.
+    Raises `CheckpointError` in one sentence if the file is missing, empty, a pickle, a web page, an LFS pointer, or
+    shorter or longer than its header says.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,6 +97,10 @@ def read_header(path: str | Path) -> Header:
         )
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; check the name, or download it")
+    if is_gguf(path):
+        from .gguf import read_gguf_header
+
+        return read_gguf_header(path)
     file_size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)
@@ -120,6 +124,12 @@ def read_header(path: str | Path) -> Header:
             f"{path.name} is damaged: it has {file_size} bytes where its header describes {expected}; download it again"
         )
     return header
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether the file at `path` begins as a GGUF file does, whatever its name."""
+    with Path(path).open("rb") as file:
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def _refuse_other_formats(path: Path, start: bytes, file_size: int) -> None:

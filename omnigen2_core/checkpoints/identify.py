@@ -1,4 +1,4 @@
-"""What is this file? Answered from the names and shapes in a safetensors header; weights are never read."""
+"""What is this file? Answered from the names and shapes in its header; weights are never read."""
 
 import json
 import re
@@ -110,6 +110,8 @@ _FOREIGN_ENCODERS = (
     (("encoder.block.0.layer.0.SelfAttention.q.weight",), "a T5 text encoder"),
     (("text_model.encoder.layers.0.self_attn.q_proj.weight",), "a CLIP text encoder"),
     (("vision_model.encoder.layers.0.self_attn.q_proj.weight",), "a CLIP vision model"),
+    (("v.blk.0.attn_q.weight",), "only the vision part of an encoder (mmproj)"),
+    (("enc.blk.0.attn_q.weight",), "a T5 text encoder"),
 )
 _FOREIGN_VAES = (
     (("decoder.middle.0.residual.0.gamma",), "a video VAE of the Wan and Qwen-Image kind"),
@@ -118,10 +120,9 @@ _FOREIGN_VAES = (
 
 
 def identify(path: str | Path) -> FileInfo:
-    """Say what the safetensors file at `path` is, from its header alone.
+    """Say what the safetensors or GGUF file at `path` is, from its header alone.
 
-    Raises `CheckpointError` in one sentence if it is no readable safetensors file (pickled, truncated, a web page,
-    ...).
+    Raises `CheckpointError` in one sentence if it is no readable file of these (pickled, truncated, a web page, ...).
     """
     path = Path(path)
     return classify(read_header(path), path)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LoRAError
+from ..quantised import PackedTensor
 from .header import read_header
 from .identify import FileKind, classify
 from .tensors import read_tensors
@@ -195,8 +196,8 @@ def merge_lora(model: nn.Module, lora: LoRA, strength: float = 1.0) -> None:
     """Add `lora` times `strength` to the weights of `model` (an `OmniGen2Transformer`), in fp32, stored in their dtype.
 
     Weights are replaced, not written into, so tensors shared with a mapped file stay as they are. Merging the same
-    LoRA with the negative strength takes it out again, up to rounding. Raises `LoRAError` if the model lacks a module or
-    has another size.
+    LoRA with the negative strength takes it out again, up to rounding. A packed weight stays as it is kept and gets the
+    change each time it is used. Raises `LoRAError` if the model lacks a module or has another size.
     """
     parameters = dict(model.named_parameters())
     for module, weights in lora.modules.items():
@@ -204,8 +205,25 @@ def merge_lora(model: nn.Module, lora: LoRA, strength: float = 1.0) -> None:
         if parameter is None:
             raise LoRAError(f"the LoRA changes {module}, which this model does not have; it was made for another model")
         _check_size(module, weights, tuple(parameter.shape), "the LoRA")
+        if isinstance(parameter, PackedTensor):
+            changed = parameter.followed_by(_Addition(weights, strength))
+            model.get_submodule(module).weight = nn.Parameter(changed, requires_grad=False)
+            continue
         change = weights.difference().to(parameter.device)
         parameter.data = (parameter.data.float() + strength * change).to(parameter.dtype)
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """A LoRA's change to the numbers of a packed weight."""
+
+    weights: LoRAWeights
+    strength: float
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        down, up = (half.to(numbers.device, torch.float32) for half in (self.weights.down, self.weights.up))
+        scale = self.strength * self.weights.scale
+        return torch.addmm(numbers.float(), up, down, alpha=scale).to(numbers.dtype)
 
 
 def _parse(key: str) -> tuple[str | None, str]:

@@ -1,4 +1,4 @@
-"""ComfyUI's single files: one safetensors file a part, without a config.
+"""ComfyUI's single files: one safetensors or GGUF file a part, without a config.
 
 The config comes from the file's metadata (`omnigen2_config`) if it has one. Otherwise the published one is assumed
 wherever shapes cannot tell, and the shapes must be such that it can be right.
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..profile import ModelProfile
-from .fp8 import dequantise
 from .identify import CONFIG_KEY, PROFILE_KEY, FileInfo, FileKind
 from .keymaps import is_diffusers_vae, vae_to_diffusers
 from .published import PUBLISHED_MLLM, PUBLISHED_TRANSFORMER, PUBLISHED_VAE
 from .refusals import require
+from .scaled import as_stored, dequantise
 from .tensors import read_tensors
 
 
 class SingleFile:
-    """One part of OmniGen2 in one safetensors file. Raises `CheckpointError` in one sentence if the file is not of
+    """One part of OmniGen2 in one file. Raises `CheckpointError` in one sentence if the file is not of
     `kind`.
 
     Attributes: `info` (what the file is) and `path`.
@@ -42,18 +42,20 @@ class SingleFile:
         """What depends on the model's scale: the metadata entry `omnigen2_profile`, else the published values."""
         return ModelProfile.from_dict(self.info.embedded(PROFILE_KEY) or {})
 
-    def state_dict(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def state_dict(self, dtype: torch.dtype | None = None, *, packed: bool = False) -> dict[str, Tensor]:
         """The part's tensors as views of the mapped file, without prefix; a VAE under diffusers' names.
 
-        With `dtype`, floating-point tensors are brought to it (fp8 scales applied); those that have it already stay
-        views.
+        With `dtype`, weights are brought to it (fp8 scales applied); those that have it already stay views. `packed`:
+        matrices in fp8, int8 and GGUF's formats stay in them, as `PackedTensor`s.
         """
         prefix = self.info.prefix
         names = [name for name in self.info.header.tensors if name.startswith(prefix)]
         state = {name[len(prefix) :]: tensor for name, tensor in read_tensors(self.path, names).items()}
         if self.info.kind is FileKind.VAE:
             state = vae_to_diffusers(state)
-        return state if dtype is None else dequantise(state, dtype, self.path.name)
+        if dtype is None:
+            return state
+        return (as_stored if packed else dequantise)(state, dtype, self.path.name)
 
 
 def config_of(info: FileInfo) -> dict:

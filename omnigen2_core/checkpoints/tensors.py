@@ -8,14 +8,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..quantised import unpack_elsewhere
+from .header import is_gguf
 
 
 def read_tensors(path: str | Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of the safetensors file at `path`, all or those in `names`, as views of the mapped file.
+    """The tensors of the safetensors or GGUF file at `path`, all or those in `names`, as views of the mapped file.
 
     Nothing is copied: the system reads pages as they are used and may drop them again.
     """
     path = Path(path)
+    if is_gguf(path):
+        from .gguf import read_gguf_tensors
+
+        return read_gguf_tensors(path, names)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
@@ -26,8 +32,8 @@ def read_tensors(path: str | Path, names: Iterable[str] | None = None) -> dict[s
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Give `module` (built on the meta device, or not) the tensors of `state` themselves, without a copy.
 
-    `source` names the file or folder in messages. Raises `CheckpointError` in one sentence if names or shapes do not
-    fit.
+    Layers of `packed_operations` take packed weights; any other parameter takes the numbers of one. `source` names the
+    file or folder in messages. Raises `CheckpointError` in one sentence if names or shapes do not fit.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     wrong = [name for name, shape in expected.items() if name in state and tuple(state[name].shape) != shape]
@@ -49,7 +55,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
             f"{source} has {len(extra)} weights that the model does not know (the first is {extra[0]}); "
             "it belongs to another model"
         )
-    module.load_state_dict(dict(state), assign=True)
+    module.load_state_dict(unpack_elsewhere(module, state), assign=True)
 
 
 def _and_others(names: list[str]) -> str:

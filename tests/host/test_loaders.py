@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness import COMFYUI, LAUNCHER, ROOT, Graph, Refused, Server
 from make_checkpoints import golden_config, golden_weights, save_single, to_fp8, write_single
+from make_gguf import write_gguf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_models import install_folder, write_encoder
@@ -66,11 +67,13 @@ def test_extra_model_paths_are_searched(tmp_path, golden):
     install_folder(elsewhere, golden, "far away")
     write_single(elsewhere / "vae" / "far.safetensors", golden, "vae")
     settings = json.loads(server.config.read_text(encoding="utf-8"))
-    settings["more"] = {"base_path": str(elsewhere), "diffusers": "diffusers", "vae": "vae"}
+    write_gguf(elsewhere / "small" / "far.gguf", {"x": torch.zeros(2, 32)})
+    settings["more"] = {"base_path": str(elsewhere), "diffusers": "diffusers", "vae": "vae", "unet_gguf": "small"}
     server.config.write_text(json.dumps(settings), encoding="utf-8")
     with server:
         assert "far away" in options(server, "OmniGen2LoadFolder", "folder")
         assert "far.safetensors" in options(server, "OmniGen2LoadVAE", "vae_name")
+        assert "far.gguf" in options(server, "OmniGen2LoadDiffusionModel", "unet_name")
         assert text(server, lambda graph: load_folder(graph, "far away")[1]).shape[-1] == 64
 
 
