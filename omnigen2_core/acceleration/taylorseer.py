@@ -10,6 +10,7 @@ from math import factorial
 from torch import Tensor
 
 from ..joint import LayerStack
+from ..rope import SampleLayout
 from .protocol import Evaluation
 
 
@@ -28,11 +29,12 @@ class TaylorSeer:
     _since_full: int = field(default=0, repr=False)
     _last_full: int = field(default=0, repr=False)
     _factors: list[Tensor] = field(default_factory=list, repr=False)
+    _layouts: tuple[SampleLayout, ...] = field(default=(), repr=False)
 
-    def run_layers(self, stack: LayerStack, evaluation: Evaluation) -> tuple[Tensor, bool]:
+    def run_layers(self, stack: LayerStack, evaluation: Evaluation) -> Tensor:
         call, self._calls = self._calls, self._calls + 1
-        if not self._factors or self._factors[0].shape != stack.joint.hidden.shape:
-            self._factors = []
+        if self._layouts != stack.joint.layouts:
+            self._factors, self._layouts = [], stack.joint.layouts
             full = True
         else:
             full = call < self.warm_up or self._since_full == self.interval - 1
@@ -40,9 +42,9 @@ class TaylorSeer:
             out = stack.run()
             self._update(out, call)
             self._since_full = 0
-            return out, True
+            return out
         self._since_full += 1
-        return self._extrapolate(call - self._last_full), False
+        return self._extrapolate(call - self._last_full)
 
     def _update(self, out: Tensor, call: int) -> None:
         """Backward differences over the distance between full calls; the warm-up's last call takes the first one."""

@@ -33,10 +33,10 @@ class TeaCache:
     _residual: Tensor | None = field(default=None, repr=False)
     _accumulated: list[float] = field(default_factory=list, repr=False)
 
-    def run_layers(self, stack: LayerStack, evaluation: Evaluation) -> tuple[Tensor, bool]:
+    def run_layers(self, stack: LayerStack, evaluation: Evaluation) -> Tensor:
         signal, previous = stack.signal(), self._signal
         self._signal = signal
-        hidden = stack.joint.hidden
+        before = stack.joint.image(stack.joint.hidden)
         fresh = previous is None or previous.shape != signal.shape
         if not (fresh or evaluation.first or evaluation.last):
             difference, size = (x.abs().mean((1, 2), dtype=torch.float32) for x in (signal - previous, previous))
@@ -45,8 +45,8 @@ class TeaCache:
                 for total, change in zip(self._accumulated, (difference / size).tolist(), strict=True)
             ]
             if max(self._accumulated) < self.threshold:
-                return hidden + self._residual, False
+                return before + self._residual
         out = stack.run()
-        self._residual = out - hidden
-        self._accumulated = [0.0] * len(hidden)
-        return out, True
+        self._residual = out - before
+        self._accumulated = [0.0] * len(before)
+        return out
