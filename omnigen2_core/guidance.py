@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Literal, Mapping
+from typing import Callable, Literal, Mapping, Sequence
 
 import torch
 
@@ -15,6 +15,12 @@ Denoiser = Callable[[torch.Tensor, float, int], torch.Tensor]
 
 Predictor = Callable[[Branch, torch.Tensor, float, int], torch.Tensor]
 """(branch, latents, time, step index) -> velocity of that branch."""
+
+Ask = Callable[[Sequence[Branch]], Mapping[Branch, torch.Tensor]]
+"""Gives the velocities of these branches at one place of the run."""
+
+AskThrough = Callable[[Sequence[Branch], int, Ask], Mapping[Branch, torch.Tensor]]
+"""(branches, step index, what evaluates them) -> the velocities of all, some of which need not be evaluated."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,19 @@ def combine(predictions: Mapping[Branch, torch.Tensor], guidance: Guidance) -> t
     return uncond + guidance.image * (ref - uncond) + guidance.text * (cond - ref)
 
 
-def guided_denoiser(predict: Predictor, guidance: Guidance, *, steps: int, has_references: bool) -> Denoiser:
-    """A denoiser for `sampler.sample` that asks `predict` for no more than each step needs."""
+def guided_denoiser(
+    predict: Predictor, guidance: Guidance, *, steps: int, has_references: bool, through: AskThrough | None = None
+) -> Denoiser:
+    """A denoiser for `sampler.sample` that asks `predict` for no more than each step needs.
+
+    through: may ask for less, as `acceleration.protocol.Run.predict` does.
+    """
 
     def denoise(x: torch.Tensor, t: float, step: int) -> torch.Tensor:
+        def ask(some: Sequence[Branch]) -> Mapping[Branch, torch.Tensor]:
+            return {branch: predict(branch, x, t, step) for branch in some}
+
         wanted = branches(guidance, step, steps, has_references)
-        return combine({branch: predict(branch, x, t, step) for branch in wanted}, guidance)
+        return combine(ask(wanted) if through is None else through(wanted, step, ask), guidance)
 
     return denoise

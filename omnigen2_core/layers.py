@@ -5,16 +5,19 @@ Every module takes the `Precision` of the pass and holds no state but its weight
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from .precision import Precision
-from .rope import Rotation, rotate
+from .rope import Rotation
 
 HEAD_NORM_EPS = 1e-5
 Modulation = tuple[Tensor, Tensor, Tensor, Tensor]
+KeysValues = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Exchanges the keys and values of a layer's own tokens, [B, KV, S, hd] each, for those that its queries see."""
 
 
 class Attention(nn.Module):
@@ -33,11 +36,30 @@ class Attention(nn.Module):
         self.norm_k = operations.RMSNorm(head, eps=HEAD_NORM_EPS, **kw)
 
     def forward(self, x: Tensor, table: Rotation, mask: Tensor | None, precision: Precision) -> Tensor:
-        q, k, v = (y.unflatten(-1, (-1, self.head)) for y in precision.linear(x, self.to_q, self.to_k, self.to_v))
-        q = rotate(precision.norm(q, self.norm_q), table)
-        k = rotate(precision.norm(k, self.norm_k), table)
-        out = precision.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
-        return precision.linear(out.transpose(1, 2).flatten(2), self.to_out[0])[0]
+        """x [B, S, width] -> [B, S, width]."""
+        return self.project_out(precision.attend(*self.project_in(x, table, precision), mask), precision)
+
+    def project_in(self, x: Tensor, table: Rotation, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, S, hd], keys and values [B, KV, S, hd] of x [B, S, width]."""
+        return self._heads(precision.linear(x, self.to_q, self.to_k, self.to_v), table, table, precision)
+
+    def project_in_for(
+        self, x: Tensor, table: Rotation, first: int, count: int, precision: Precision
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with queries of some tokens only: `count` of them from `first` on."""
+        projected = precision.linear(x.narrow(1, first, count), self.to_q) + precision.linear(x, self.to_k, self.to_v)
+        own_table = table[0].narrow(1, first, count), table[1].narrow(1, first, count)
+        return self._heads(projected, own_table, table, precision)
+
+    def _heads(self, projected: list[Tensor], own_table: Rotation, table: Rotation, precision: Precision):
+        q, k, v = (y.unflatten(-1, (-1, self.head)) for y in projected)
+        q = precision.turned_heads(q, self.norm_q, own_table)
+        k = precision.turned_heads(k, self.norm_k, table)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def project_out(self, attended: Tensor, precision: Precision) -> Tensor:
+        """[B, S, width] of what the queries have found, [B, H, S, hd]."""
+        return precision.linear(attended.transpose(1, 2).flatten(2), self.to_out[0])[0]
 
 
 class FeedForward(nn.Module):
@@ -51,8 +73,7 @@ class FeedForward(nn.Module):
         self.linear_3 = operations.Linear(width, inner, **kw)
 
     def forward(self, x: Tensor, precision: Precision) -> Tensor:
-        gate, value = precision.linear(x, self.linear_1, self.linear_3)
-        return precision.linear(silu(gate) * value, self.linear_2)[0]
+        return precision.linear(precision.gated(x, self.linear_1, self.linear_3), self.linear_2)[0]
 
 
 class ModulatedNorm(nn.Module):
@@ -83,18 +104,55 @@ class ModulatedBlock(nn.Module):
         return self.norm1.modulation(temb, precision)
 
     def modulated_input(self, x: Tensor, modulation: Modulation, precision: Precision) -> Tensor:
-        """What the block's attention sees of x [B, S, width]."""
-        return precision.norm(x, self.norm1.norm) * modulation[0]
+        """What the block's attention sees of x [B, S, width]; it lasts as `Precision.scaled_norm` says."""
+        return precision.scaled_norm(x, self.norm1.norm, modulation[0])
 
     def forward(
-        self, x: Tensor, modulation: Modulation, table: Rotation, mask: Tensor | None, precision: Precision
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        table: Rotation,
+        mask: Tensor | None,
+        precision: Precision,
+        keys_values: KeysValues | None = None,
+        rows: slice | None = None,
     ) -> Tensor:
-        """x [B, S, width] in the stream dtype; modulation as the method of that name gives it."""
+        """x [B, S, width] in the stream dtype; modulation as the method of that name gives it.
+
+        rows: the output of these tokens only, which see all of them.
+        """
+        if rows is None:
+            q, k, v = precision.part(ModulatedBlock.before_attention, self, x, modulation, table)
+        else:
+            own = rows.start, rows.stop - rows.start
+            q, k, v = precision.part(ModulatedBlock.before_attention_for, self, x, modulation, table, *own)
+            # Tokens among others lie differently from all tokens, for which a compiled graph would be made anew.
+            x = x[:, rows].clone(memory_format=torch.contiguous_format)
+        if keys_values is not None:
+            k, v = keys_values(k, v)
+        attended = precision.attend(q, k, v, mask)
+        return precision.part(ModulatedBlock.after_attention, self, x, attended, modulation)
+
+    def before_attention(
+        self, x: Tensor, modulation: Modulation, table: Rotation, precision: Precision
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as `Attention.project_in` gives them."""
+        return self.attn.project_in(self.modulated_input(x, modulation, precision), table, precision)
+
+    def before_attention_for(
+        self, x: Tensor, modulation: Modulation, table: Rotation, first: int, count: int, precision: Precision
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as `Attention.project_in_for` gives them. It is a function of its own, with plain
+        numbers, because a compiled graph would take the places in a slice for constants.
+        """
+        return self.attn.project_in_for(self.modulated_input(x, modulation, precision), table, first, count, precision)
+
+    def after_attention(self, x: Tensor, attended: Tensor, modulation: Modulation, precision: Precision) -> Tensor:
+        """x [B, S, width] after the block, from what its queries have found, [B, H, S, hd]."""
         _, gate_msa, scale_mlp, gate_mlp = modulation
-        attended = self.attn(self.modulated_input(x, modulation, precision), table, mask, precision)
-        x = x + gate_msa * precision.norm(attended, self.norm2)
-        fed = self.feed_forward(precision.norm(x, self.ffn_norm1) * scale_mlp, precision)
-        return x + gate_mlp * precision.norm(fed, self.ffn_norm2)
+        x = precision.add_normed(x, self.attn.project_out(attended, precision), self.norm2, gate_msa)
+        fed = self.feed_forward(precision.scaled_norm(x, self.ffn_norm1, scale_mlp), precision)
+        return precision.add_normed(x, fed, self.ffn_norm2, gate_mlp)
 
 
 class PlainBlock(nn.Module):
@@ -107,9 +165,18 @@ class PlainBlock(nn.Module):
         _add_block_parts(self, width, heads, kv_heads, inner, eps, **kw)
 
     def forward(self, x: Tensor, table: Rotation, mask: Tensor | None, precision: Precision) -> Tensor:
-        x = x + precision.norm(self.attn(precision.norm(x, self.norm1), table, mask, precision), self.norm2)
-        fed = self.feed_forward(precision.norm(x, self.ffn_norm1), precision)
-        return x + precision.norm(fed, self.ffn_norm2)
+        q, k, v = precision.part(PlainBlock.before_attention, self, x, table)
+        return precision.part(PlainBlock.after_attention, self, x, precision.attend(q, k, v, mask))
+
+    def before_attention(self, x: Tensor, table: Rotation, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as `Attention.project_in` gives them."""
+        return self.attn.project_in(precision.scaled_norm(x, self.norm1, None), table, precision)
+
+    def after_attention(self, x: Tensor, attended: Tensor, precision: Precision) -> Tensor:
+        """x [B, S, width] after the block, from what its queries have found, [B, H, S, hd]."""
+        x = precision.add_normed(x, self.attn.project_out(attended, precision), self.norm2, None)
+        fed = self.feed_forward(precision.scaled_norm(x, self.ffn_norm1, None), precision)
+        return precision.add_normed(x, fed, self.ffn_norm2, None)
 
 
 def _add_block_parts(block: nn.Module, width, heads, kv_heads, inner, eps, *, operations, dtype, device) -> None:

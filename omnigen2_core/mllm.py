@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .mllm_config import MLLMConfig
 from .mrope import rope_positions
+from .quantised import PackedTensor, unpack_elsewhere
 
 VISION_MISSING = (
     "This encoder file has no vision part (no visual.* weights), so it cannot look at images. "
@@ -177,7 +178,8 @@ class Qwen2_5_VL(nn.Module):
     def head_weight(self, device: torch.device) -> Tensor:
         """The output projection [vocabulary, D] of a tied model, ready to use on `device`."""
         table = self.model.embed_tokens
-        if not getattr(table, "comfy_cast_weights", False) and not getattr(table, "weight_function", ()):
+        kept = isinstance(table.weight, PackedTensor)
+        if not kept and not getattr(table, "comfy_cast_weights", False) and not getattr(table, "weight_function", ()):
             return table.weight
         return self.embed(torch.arange(self.config.text["vocab_size"], device=device))
 
@@ -262,6 +264,7 @@ def load_mllm_state_dict(
 ) -> None:
     """Loads weights with the names of any transformers release; the tensors are taken over, not copied, with `assign`.
 
+    Layers of `packed_operations` take packed weights; any other parameter takes the numbers of one.
     `dtype` casts floating-point weights first, which layers that do not cast on use (torch.nn's) need when the file
     is stored in another dtype. Without `visual.*` the model loses its vision tower. Raises CheckpointError for
     missing weights or wrong shapes.
@@ -276,7 +279,7 @@ def load_mllm_state_dict(
     if dtype is not None:
         weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
     try:
-        missing, _ = model.load_state_dict(weights, strict=False, assign=assign)
+        missing, _ = model.load_state_dict(unpack_elsewhere(model, weights), strict=False, assign=assign)
     except RuntimeError as error:
         raise CheckpointError(
             f"The encoder file does not fit its config: {error}. Use the weights and the config of one model."

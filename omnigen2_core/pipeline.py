@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .acceleration.protocol import BranchCache, Run
+from .acceleration.protocol import Run
 from .checkpoints import ModelFolder, linear_shapes, load_lora, load_weights, merge_lora, vae_to_diffusers
 from .errors import PromptError, ReferenceImageError, SizeError
 from .guidance import Branch, Guidance, guided_denoiser
@@ -24,6 +24,7 @@ from .mllm import Qwen2_5_VL, build_mllm, encode_text, load_mllm_state_dict
 from .precision import default_dtype
 from .profile import ModelProfile
 from .prompts import DEFAULT_NEGATIVE_PROMPT, OmniGen2Tokenizer, generation_prompt
+from .quantised import operations_for
 from .sampler import StepCallback, sample
 from .schedule import Shift, timesteps
 from .transformer import OmniGen2Config, OmniGen2Transformer
@@ -50,7 +51,8 @@ class EncodedText:
 class OmniGen2Pipeline:
     """A model's parts, and the way from prompts to pictures through them.
 
-    Each part computes in the dtype of its own weights; latents and steps stay fp32.
+    Each part computes in the dtype of its own weights, or of its norms where the matrices are kept in fewer bits;
+    latents and steps stay fp32.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class OmniGen2Pipeline:
     def from_folder(
         cls, path: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "OmniGen2Pipeline":
-        """Load a model folder in the published layout.
+        """Load a model folder in the published layout. Weights in fp8, int8 or GGUF's formats stay in them.
 
         Args:
             path: Folder with transformer/, vae/, mllm/ and processor/.
@@ -89,12 +91,19 @@ class OmniGen2Pipeline:
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype
         encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
 
-        transformer = OmniGen2Transformer(OmniGen2Config.from_dict(folder.config("transformer")), device="meta")
-        load_weights(transformer, folder.state_dict("transformer", dtype), f"transformer/ of {folder.name}")
+        weights = folder.state_dict("transformer", dtype, packed=True)
+        transformer = OmniGen2Transformer(
+            OmniGen2Config.from_dict(folder.config("transformer")),
+            operations=operations_for(weights),
+            dtype=dtype,
+            device="meta",
+        )
+        load_weights(transformer, weights, f"transformer/ of {folder.name}")
         vae = AutoencoderKL(VAEConfig.from_dict(folder.config("vae")), device="meta")
         load_weights(vae, vae_to_diffusers(folder.state_dict("vae", vae_dtype)), f"vae/ of {folder.name}")
-        encoder = build_mllm(folder.config("mllm"), dtype=encoder_dtype)
-        load_mllm_state_dict(encoder, folder.state_dict("mllm", encoder_dtype))
+        weights = folder.state_dict("mllm", encoder_dtype, packed=True)
+        encoder = build_mllm(folder.config("mllm"), operations=operations_for(weights), dtype=encoder_dtype)
+        load_mllm_state_dict(encoder, weights)
         tokenizer = OmniGen2Tokenizer.from_folder(folder.tokenizer_folder)
         tokenizer.check(folder.config("mllm"))
         parts = [part.to(device).eval().requires_grad_(False) for part in (transformer, vae, encoder)]
@@ -104,6 +113,11 @@ class OmniGen2Pipeline:
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.transformer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        return next(weight.dtype for weight in self.transformer.parameters() if weight.is_floating_point())
 
     def load_lora(self, path: str | Path, strength: float = 1.0) -> None:
         """Merge a LoRA file into the transformer. Raises LoRAError for a file that does not fit."""
@@ -123,7 +137,7 @@ class OmniGen2Pipeline:
         guidance: Guidance | None = None,
         solver: str = "euler",
         shift: Shift = "auto",
-        make_cache: Callable[[], BranchCache] | None = None,
+        make_run: Callable[[int], Run] = Run,
         callback: StepCallback | None = None,
     ) -> list[Image.Image]:
         """One picture for each prompt, in one batch.
@@ -138,7 +152,8 @@ class OmniGen2Pipeline:
             steps, guidance: The defaults are those of the model's profile.
             solver: "euler" or "dpmpp_2m".
             shift: See `schedule.timesteps`.
-            make_cache: Makes the cache of one branch, such as `acceleration.teacache.TeaCache`.
+            make_run: Gives the object that remembers the run, from the number of steps; `run` of an
+                `acceleration.presets.Acceleration` makes one that saves work.
             callback: See `sampler.sample`.
 
         Raises:
@@ -161,7 +176,7 @@ class OmniGen2Pipeline:
             guidance=guidance,
             solver=solver,
             shift=shift,
-            make_cache=make_cache,
+            make_run=make_run,
             callback=callback,
         )
         return from_pixels(self.decode(latents), size)
@@ -205,15 +220,15 @@ class OmniGen2Pipeline:
         guidance: Guidance | None = None,
         solver: str = "euler",
         shift: Shift = "auto",
-        make_cache: Callable[[], BranchCache] | None = None,
+        make_run: Callable[[int], Run] = Run,
         callback: StepCallback | None = None,
     ) -> Tensor:
         """Scaled latents [B, C, h, w] from noise of that shape; `references` are scaled latents [C, h, w]."""
         profile = self.profile
         steps = profile.steps if steps is None else steps
         guidance = guidance or Guidance(profile.text_guidance, profile.image_guidance, (0.0, profile.guidance_end))
-        dtype, device = next(self.transformer.parameters()).dtype, self.device
-        run = Run(steps, make_cache)
+        dtype, device = self.dtype, self.device
+        run = make_run(steps)
         placed = [[ref.to(device, dtype) for ref in refs] for refs in references]
         texts = {
             name: (encoded.hidden.to(device, dtype), encoded.mask.to(device))
@@ -232,7 +247,8 @@ class OmniGen2Pipeline:
                 state=run.evaluation(branch, step, text_key=prompt),
             )
 
-        denoise = guided_denoiser(predict, guidance, steps=steps, has_references=any(map(len, references)))
+        has_references = any(map(len, references))
+        denoise = guided_denoiser(predict, guidance, steps=steps, has_references=has_references, through=run.predict)
         times = timesteps(steps, *noise.shape[-2:], shift=shift, base=profile.shift_base)
         return sample(denoise, noise.to(device), times, solver=solver, callback=callback)
 

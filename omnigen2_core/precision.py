@@ -5,11 +5,19 @@ activations of real checkpoints pass. `HalfPrecision` therefore keeps everything
 brings each row into range before a product; the factor returns afterwards in fp32, so nothing is clamped or lost.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+
+from .rope import Rotation, rotate
+
+if TYPE_CHECKING:
+    from .compiled import CompiledParts
 
 # The largest magnitude of a scaled row. Weights as large as fp16 holds and rows of ten thousand entries then still
 # give sums within its range, while entries a hundred times smaller than the row's largest keep full precision.
@@ -28,15 +36,15 @@ class Precision:
     """Computes in `dtype`, activations included.
 
     stream: dtype of the residual stream and of everything else outside matrix products.
+    compiled: what computes the parts of blocks, None for the code as it stands.
     """
+
+    compiled: CompiledParts | None = None
 
     def __init__(self, dtype: torch.dtype, attention: Attention | None = None):
         self.dtype = dtype
         self.stream = dtype
         self.attention = attention or default_attention
-
-    def with_attention(self, attention: Attention) -> "Precision":
-        return precision_for(self.dtype, attention)
 
     def norm(self, x: Tensor, layer: nn.Module) -> Tensor:
         """What an RMSNorm layer makes of x [..., width]."""
@@ -53,6 +61,38 @@ class Precision:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention as in `default_attention`."""
         return self.attention(q, k, v, mask)
+
+    def part(self, function: Callable, block: nn.Module, *inputs: Any) -> Any:
+        """function(block, *inputs, precision): a part of a block between two attentions."""
+        if self.compiled is None:
+            return function(block, *inputs, self)
+        return self.compiled(function, block, inputs, self)
+
+    def traced(self) -> Precision:
+        """How a compiled graph computes the same: nothing is written into, and memory is the compiler's affair."""
+        return self
+
+    # What lies between matrix products. Tensors that are said to be used up may be written into.
+
+    def scaled_norm(self, x: Tensor, layer: nn.Module, scale: Tensor | None) -> Tensor:
+        """An RMSNorm layer of x [B, S, width], times scale [B, 1, width] where there is one. The next call may write into
+        what the last one gave.
+        """
+        normed = self.norm(x, layer)
+        return normed if scale is None else normed * scale
+
+    def add_normed(self, x: Tensor, branch: Tensor, layer: nn.Module, gate: Tensor | None) -> Tensor:
+        """x plus an RMSNorm layer of `branch`, times gate [B, 1, width] where there is one. Uses `branch` up."""
+        return x + self.scaled_norm(branch, layer, gate)
+
+    def turned_heads(self, x: Tensor, layer: nn.Module, table: Rotation) -> Tensor:
+        """Queries or keys [B, S, H, head_dim] through an RMSNorm layer and `rope.rotate`. Uses `x` up."""
+        return rotate(self.norm(x, layer), table)
+
+    def gated(self, x: Tensor, gate: nn.Module, value: nn.Module) -> Tensor:
+        """silu(gate(x)) * value(x) of two layers without bias: [B, S, inner]. The next call may write into it."""
+        gates, values = self.linear(x, gate, value)
+        return silu(gates) * values
 
 
 class HalfPrecision(Precision):
@@ -92,9 +132,27 @@ def _largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     return x.abs().amax(dim, keepdim=True).clamp_min(1e-20)
 
 
-def precision_for(dtype: torch.dtype, attention: Attention | None = None) -> Precision:
-    """The way to compute in `dtype` (fp32, bf16, fp16 or fp64) with the given attention, or PyTorch's for None."""
-    return HalfPrecision(attention) if dtype is torch.float16 else Precision(dtype, attention)
+def precision_for(
+    dtype: torch.dtype, attention: Attention | None = None, compiled: CompiledParts | None = None
+) -> Precision:
+    """The way to compute in `dtype` (fp32, bf16, fp16 or fp64) with the given attention, or PyTorch's for None.
+
+    Where gradients may be wanted, and in graphs that are compiled, nothing is written into.
+    """
+    precision = _precision_for(dtype, attention)
+    # Who compiles the whole model compiles the parts with it.
+    precision.compiled = None if torch.compiler.is_compiling() else compiled
+    return precision
+
+
+def _precision_for(dtype: torch.dtype, attention: Attention | None) -> Precision:
+    if dtype is torch.float16:
+        return HalfPrecision(attention)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return Precision(dtype, attention)
+    from .inference import InferencePrecision
+
+    return InferencePrecision(dtype, attention)
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:

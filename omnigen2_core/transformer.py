@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .acceleration.protocol import Evaluation
+from .acceleration.protocol import Evaluation, made_once
+from .compiled import CompiledParts
 from .errors import CheckpointError, PromptError, ReferenceImageError, SizeError
 from .joint import JointSequence, LayerStack, pad_samples, padding_mask
 from .layers import ModulatedBlock, OutputLayer, PlainBlock, TimeCaptionEmbedding
@@ -118,6 +119,7 @@ class OmniGen2Transformer(nn.Module):
         *,
         text_lengths: Sequence[int] | None = None,
         attention: Attention | None = None,
+        compiled: CompiledParts | None = None,
         state: Evaluation | None = None,
     ) -> Tensor | list[Tensor]:
         """Predict the velocity, image - noise, in the form and dtype of `latents`; that dtype is the compute dtype.
@@ -128,18 +130,18 @@ class OmniGen2Transformer(nn.Module):
         references: per sample None or up to five scaled latents [C, h, w]; None: no sample has any.
         text_lengths: the mask's row sums where the caller has them as integers (reading a mask waits for the device).
         attention: see `precision.default_attention`, the default.
+        compiled: computes the parts of blocks between attentions; None runs the code as it stands.
         state: this evaluation's place in a sampling run, with what the run remembers; None computes everything.
 
         Raises SizeError for odd sizes, ReferenceImageError for a sixth reference, PromptError for a text or mask that
         does not fit the batch.
         """
         dtype = latents.dtype if isinstance(latents, Tensor) else latents[0].dtype
-        precision = precision_for(dtype, attention)
+        precision = precision_for(dtype, attention, compiled)
         joint = self.refine(
             latents, timestep, text, text_mask, references, text_lengths=text_lengths, precision=precision, state=state
         )
-        joint.hidden = self.run_layers(joint, precision, state)
-        return self.project_out(joint, precision)
+        return self.project_out(self.run_layers(joint, precision, state), joint, precision)
 
     def refine(
         self,
@@ -153,7 +155,10 @@ class OmniGen2Transformer(nn.Module):
         precision: Precision,
         state: Evaluation | None = None,
     ) -> JointSequence:
-        """Embed and refine text, references and noisy image, each alone, and join them. Arguments as in `forward`."""
+        """Embed and refine text, references and noisy image, each alone, and join them. Arguments as in `forward`.
+
+        Where the state keeps what the layers need of text and references, the image is alone.
+        """
         count = len(latents)
         per_sample = _references_per_sample(references, count)
         lengths = _text_lengths(text, text_mask, text_lengths, count)
@@ -170,50 +175,57 @@ class OmniGen2Transformer(nn.Module):
         def make_text() -> Tensor:
             return self._refine_text(text, lengths, table, precision)
 
-        if state is None:
-            table = make_table()
-            context = make_text()
-        else:
-            table = state.remember(("rotation", layouts, device), make_table)
-            context = make_text() if state.text_key is None else state.remember(("text", state.text_key), make_text)
-
-        temb = self.time_caption_embed.time(timestep, precision)
+        table = make_table() if state is None else state.remember(("rotation", layouts, device), make_table)
+        stacked = isinstance(latents, Tensor)
+        # An image alone does not see where in the joint sequence it lies: its own tokens' distances are all it has.
+        shared = _memory(state, "image", [timestep, *([latents] if stacked else latents)])
+        temb = made_once(shared, "time", lambda: self.time_caption_embed.time(timestep, precision))
+        modulations = made_once(shared, "modulations", dict)
         images = [_Image(pixels, i, layout.image_start) for i, (pixels, layout) in enumerate(zip(latents, layouts))]
-        noise = self._refine_images(self.x_embedder, self.noise_refiner, images, table, temb, precision)
+        noise = made_once(
+            shared,
+            "refined",
+            lambda: self._refine_images(self.x_embedder, self.noise_refiner, images, table, temb, precision),
+        )
+        if state is not None and not state.needs_context(layouts):
+            own = parts(table, [(image.sample, image.start) for image in images], len(noise[0]))
+            seen = padding_mask([layout.image_start for layout in layouts], device)
+            if seen is not None:
+                seen = torch.cat((seen, seen.new_ones(count, 1, 1, len(noise[0]))), dim=-1)
+            return JointSequence(torch.stack(noise), own, seen, temb, layouts, stacked, False, modulations)
+
+        text_is_known = state is not None and state.text_key is not None
+        context = state.remember(("text", state.text_key), make_text) if text_is_known else make_text()
         flat = [
             _Image(pixels, i, start, index)
             for i, (refs, layout) in enumerate(zip(per_sample, layouts))
             for index, (pixels, start) in enumerate(zip(refs, layout.reference_starts))
         ]
-        refined = self._refine_images(
-            self.ref_image_patch_embedder, self.ref_image_refiner, flat, table, temb, precision
-        )
+        refined = self._refine_references(flat, timestep, table, temb, precision, state)
         samples = []
         for i, length in enumerate(lengths):
             own = [tokens for image, tokens in zip(flat, refined) if image.sample == i]
             samples.append(torch.cat((context[i, :length], *own, noise[i])))
         mask = padding_mask([layout.length for layout in layouts], device)
-        return JointSequence(pad_samples(samples), table, mask, temb, layouts, isinstance(latents, Tensor))
+        return JointSequence(pad_samples(samples), table, mask, temb, layouts, stacked, modulations=modulations)
 
     def run_layers(self, joint: JointSequence, precision: Precision, state: Evaluation | None = None) -> Tensor:
-        """The main layers' output [B, S, D], or what the state's cache puts in its place."""
-        stack = LayerStack(self.layers, joint, precision)
-        return stack.run() if state is None else state.run_layers(stack)
+        """The image's tokens [B, n, D] after the main layers, or what the state's cache puts in their place."""
+        if state is None:
+            return LayerStack(self.layers, joint, precision).run()
+        return state.run_layers(LayerStack(self.layers, joint, precision, state.context))
 
-    def project_out(self, joint: JointSequence, precision: Precision) -> Tensor | list[Tensor]:
-        """The velocity [B, C, H, W], or a list of [C, Hi, Wi] where the latents were a list, from `joint.hidden`."""
-        tokens = [
-            hidden[layout.image_start : layout.length]
-            for hidden, layout in zip(joint.hidden, joint.layouts, strict=True)
-        ]
+    def project_out(self, tokens: Tensor, joint: JointSequence, precision: Precision) -> Tensor | list[Tensor]:
+        """The velocity [B, C, H, W], or a list of [C, Hi, Wi] where the latents were a list, from [B, n, D]."""
         grids = [layout.image for layout in joint.layouts]
         if len(set(grids)) == 1:
-            out = self.norm_out(torch.stack(tokens), joint.temb, precision).to(precision.dtype)
+            out = self.norm_out(tokens, joint.temb, precision).to(precision.dtype)
             velocity = self._unpatchify(out, grids[0])
             return velocity if joint.stacked else list(velocity)
         velocities = []
-        for i, grid in enumerate(grids):
-            out = self.norm_out(tokens[i][None], joint.temb[i : i + 1], precision).to(precision.dtype)
+        for i, (grid, layout) in enumerate(zip(grids, joint.layouts)):
+            own = tokens[i : i + 1, : layout.image_tokens]
+            out = self.norm_out(own, joint.temb[i : i + 1], precision).to(precision.dtype)
             velocities.append(self._unpatchify(out, grid)[0])
         return velocities
 
@@ -235,6 +247,26 @@ class OmniGen2Transformer(nn.Module):
         for block in self.context_refiner if longest else ():
             x = block(x, own, mask, precision)
         return x
+
+    def _refine_references(
+        self,
+        references: Sequence["_Image"],
+        timestep: Tensor,
+        table: Rotation,
+        temb: Tensor,
+        precision: Precision,
+        state: Evaluation | None,
+    ) -> list[Tensor]:
+        """Tokens [n, D] for each reference, in order; the branches of a step that have references have them in common."""
+        if not references:
+            return []
+
+        def refine() -> list[Tensor]:
+            embedder, blocks = self.ref_image_patch_embedder, self.ref_image_refiner
+            return self._refine_images(embedder, blocks, references, table, temb, precision)
+
+        shared = _memory(state, "references", [timestep, *(image.pixels for image in references)])
+        return made_once(shared, tuple((image.sample, image.index) for image in references), refine)
 
     def _refine_images(
         self,
@@ -297,6 +329,10 @@ class _Image(NamedTuple):
     sample: int
     start: int
     index: int | None = None
+
+
+def _memory(state: Evaluation | None, name: str, inputs: Sequence[Tensor]) -> dict:
+    return {} if state is None else state.memory_of(name, inputs)
 
 
 def _references_per_sample(references: References, count: int) -> list[list[Tensor]]:

@@ -7,7 +7,7 @@ from make_checkpoints import write_folder
 from PIL import Image
 from talking import golden_tokenizer
 
-from omnigen2_core.acceleration.teacache import TeaCache
+from omnigen2_core.acceleration.presets import Acceleration
 from omnigen2_core.errors import PromptError, ReferenceImageError, SizeError
 from omnigen2_core.guidance import Guidance
 from omnigen2_core.pipeline import OmniGen2Pipeline
@@ -98,7 +98,7 @@ def test_a_batch_of_different_prompts_and_references_equals_single_runs(pipeline
         {"solver": "dpmpp_2m"},
         {"shift": None},
         {"steps": 3},
-        {"make_cache": lambda: TeaCache(threshold=100.0)},
+        {"make_run": Acceleration(teacache=100.0).run},
     ],
     ids=lambda change: next(iter(change)),
 )

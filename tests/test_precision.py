@@ -26,8 +26,7 @@ OVERFLOWS = {
 
 def velocity(model, inputs, precision):
     joint = model.refine(**inputs, precision=precision)
-    joint.hidden = model.run_layers(joint, precision)
-    return model.project_out(joint, precision)
+    return model.project_out(model.run_layers(joint, precision), joint, precision)
 
 
 @pytest.mark.parametrize("place", OVERFLOWS)

@@ -17,13 +17,17 @@ import comfy.model_patcher
 import comfy.supported_models
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 
-from ...omnigen2_core.checkpoints import UNUSED_SCALES, WEIGHT_SCALES, dequantise
+from ...omnigen2_core.checkpoints import UNUSED_SCALES, WEIGHT_SCALES, dequantise, pack_int8
 from ...omnigen2_core.errors import CheckpointError
 from ...omnigen2_core.profile import PUBLISHED, ModelProfile
+from ...omnigen2_core.quantised import holds_packed, unpack_elsewhere
 from ...omnigen2_core.transformer import OmniGen2Config, OmniGen2Transformer
 from .conditioning import MASK, REFERENCES, check_references, check_text, pack_text
-from .run import add_run_wrappers
+from .packed import PackedModelPatcher, host_operations, refuse_fp8
+from .room import prepare_with_room
+from .run import WRAPPER_KEY, add_run_wrappers
 from .transformer import HostTransformer
 
 DTYPES = {
@@ -35,6 +39,11 @@ DTYPES = {
 WEIGHT_DTYPES = ("auto", *DTYPES)
 # In the order in which the automatic choice takes what the device can do.
 SUPPORTED_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+# What an evaluation in fp16 holds beside the weights, in ComfyUI's measure by the area of picture and references: everything
+# outside matrix products is fp32 then. `dev.py bench memory` counts 2.6; the rest is for what a card's libraries take.
+# ComfyUI has 1.95 for this architecture, where 0.95 are counted in bf16.
+FP16_MEMORY_FACTOR = 3.5
 
 # Weights above this size keep the file's dtype in memory even where the device computes in a wider one.
 LARGE_BYTES = 1 << 30
@@ -80,6 +89,13 @@ class OmniGen2Model(comfy.model_base.Omnigen2):
             out[MASK] = comfy.conds.CONDRegular(mask)
         return out
 
+    def memory_required(self, input_shape, cond_shapes={}):
+        """As ComfyUI's, in bytes; in fp16 more is held beside the weights than the size of its numbers says."""
+        required = super().memory_required(input_shape, cond_shapes=cond_shapes)
+        if self.get_dtype_inference() is torch.float16:
+            return required * FP16_MEMORY_FACTOR / self.memory_usage_factor
+        return required
+
     def process_timestep(self, timestep, **kwargs):
         """Sigma again, whatever multiplier a sampling patch such as ModelSamplingSD3 has brought."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
@@ -99,7 +115,8 @@ def load_diffusion_model(
     """A MODEL from a transformer's weights.
 
     Args:
-        state_dict: Published parameter names; fp8 with or without scales, in any of the forms ComfyUI knows.
+        state_dict: Published parameter names; fp8 with or without scales, in any of the forms ComfyUI knows, or packed
+            (GGUF), which stays so, as does int8.
         config, profile: Shape of the transformer, and what suits the weights.
         source: How messages name the weights.
         weight_dtype: One of WEIGHT_DTYPES. "auto" is bf16 where the device computes in it. "fp8_e4m3fn" stores the
@@ -112,33 +129,53 @@ def load_diffusion_model(
     Raises CheckpointError if weights are missing, of another shape, or stored in a form that is not known here.
     """
     state_dict, _ = comfy.utils.convert_old_quants(dict(state_dict), "", metadata=dict(metadata or {}))
+    state_dict = pack_int8(state_dict, source)
     check_weights(state_dict, config, source)
     load_device = comfy.model_management.get_torch_device()
-    if weight_dtype == "auto" and _automatic_dtype(state_dict).itemsize == 1:
-        # ComfyUI was started with a flag such as --fp8_e4m3fn-unet.
-        weight_dtype = "fp8_e4m3fn"
-    state_dict = with_fp8_scales(state_dict, quantise=weight_dtype == "fp8_e4m3fn", source=source)
-    in_fp8 = {FP8, torch.float8_e5m2} & {tensor.dtype for tensor in state_dict.values()}
-    if in_fp8 and not comfy.model_management.supports_cast(load_device, FP8):
-        computes = comfy.model_management.unet_manual_cast(FP8, load_device, SUPPORTED_DTYPES)
-        state_dict = dequantise(state_dict, computes, source)
+    packed = holds_packed(state_dict)
+    if packed:
+        refuse_fp8(weight_dtype, source)
+    else:
+        state_dict = _in_host_form(state_dict, weight_dtype, load_device, source)
 
     model_config = OmniGen2ModelConfig(config, profile)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    model_config.custom_operations = host_operations() if packed else None
     offload_device = comfy.model_management.unet_offload_device()
-    quantised = model_config.quant_config is not None
+    quantised = packed or model_config.quant_config is not None
     storage, compute = choose_dtypes(state_dict, weight_dtype, load_device, quantised=quantised)
     model_config.set_inference_dtype(storage, compute, device=load_device)
 
     model = model_config.get_model(state_dict)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher_class = PackedModelPatcher if packed else patcher_class
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
-    if not comfy.model_management.is_device_cpu(offload_device):
+    state_dict = unpack_elsewhere(model.diffusion_model, state_dict)
+    if not packed and not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state_dict, assign=patcher.is_dynamic())
+    if packed and not comfy.model_management.is_device_cpu(offload_device):
+        # Layers for packed weights are nowhere until they have them.
+        model.to(offload_device)
     patcher.cached_patcher_init = reload
     add_run_wrappers(patcher)
+    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, WRAPPER_KEY, prepare_with_room)
     return patcher
+
+
+def _in_host_form(
+    state_dict: Mapping[str, torch.Tensor], weight_dtype: str, device: torch.device, source: str
+) -> dict[str, torch.Tensor]:
+    """Weights that are not packed, in fp8 where they are stored so or are to be, in the form that the device can hold."""
+    if weight_dtype == "auto" and _automatic_dtype(state_dict).itemsize == 1:
+        # ComfyUI was started with a flag such as --fp8_e4m3fn-unet.
+        weight_dtype = "fp8_e4m3fn"
+    state_dict = with_fp8_scales(state_dict, quantise=weight_dtype == "fp8_e4m3fn", source=source)
+    in_fp8 = {FP8, torch.float8_e5m2} & {tensor.dtype for tensor in state_dict.values()}
+    if in_fp8 and not comfy.model_management.supports_cast(device, FP8):
+        computes = comfy.model_management.unet_manual_cast(FP8, device, SUPPORTED_DTYPES)
+        state_dict = dequantise(state_dict, computes, source)
+    return state_dict
 
 
 def choose_dtypes(

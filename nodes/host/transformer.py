@@ -12,7 +12,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from ...omnigen2_core.joint import JointSequence, LayerStack
 from ...omnigen2_core.precision import Attention, Precision, precision_for
 from ...omnigen2_core.transformer import OmniGen2Config, OmniGen2Transformer
-from .run import RUN_KEY
+from .compiling import COMPILED_KEY
+from .run import RUN_KEY, has_replaced_blocks
 
 
 class HostTransformer(OmniGen2Transformer):
@@ -52,7 +53,8 @@ class HostTransformer(OmniGen2Transformer):
         if ref_latents:
             ref_latents = [self._whole_patches(latent) for latent in ref_latents]
             references = [[latent[i] for latent in ref_latents] for i in range(len(x))]
-        precision = precision_for(latents.dtype, host_attention(transformer_options))
+        compiled = transformer_options.get(COMPILED_KEY)
+        precision = precision_for(latents.dtype, host_attention(transformer_options), compiled)
         state = None
         # A compiled graph must not depend on what a run happens to remember.
         if RUN_KEY in transformer_options and not torch.compiler.is_compiling():
@@ -60,20 +62,20 @@ class HostTransformer(OmniGen2Transformer):
         joint = self.refine(
             latents, 1.0 - timesteps, context, attention_mask, references, precision=precision, state=state
         )
-        replaced = transformer_options.get("patches_replace", {}).get("dit", {})
-        if replaced:
-            joint.hidden = self._run_replaced_layers(joint, precision, replaced, transformer_options)
+        if has_replaced_blocks(transformer_options):
+            tokens = self._run_replaced_layers(joint, precision, transformer_options)
         else:
-            joint.hidden = self.run_layers(joint, precision, state)
-        return -self.project_out(joint, precision)[..., :height, :width]
+            tokens = self.run_layers(joint, precision, state)
+        return -self.project_out(tokens, joint, precision)[..., :height, :width]
 
     def _whole_patches(self, latents: torch.Tensor) -> torch.Tensor:
         return pad_to_patch_size(latents, (self.config.patch_size, self.config.patch_size))
 
     def _run_replaced_layers(
-        self, joint: JointSequence, precision: Precision, replaced: dict, transformer_options: dict[str, Any]
+        self, joint: JointSequence, precision: Precision, transformer_options: dict[str, Any]
     ) -> torch.Tensor:
         """The main layers with those exchanged that a node has patched, as ComfyUI's single-stream models do it."""
+        replaced = transformer_options["patches_replace"]["dit"]
         stack = LayerStack(self.layers, joint, precision)
         hidden = joint.hidden
         for index in range(len(stack)):
@@ -90,7 +92,7 @@ class HostTransformer(OmniGen2Transformer):
             }
             original = lambda args, index=index: {"img": stack.layer(index, args["img"])}
             hidden = patch(arguments, {"original_block": original})["img"]
-        return hidden
+        return joint.image(hidden)
 
 
 def host_attention(transformer_options: dict[str, Any]) -> Attention:
