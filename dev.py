@@ -4,8 +4,13 @@
     python dev.py run       start ComfyUI with this pack, the built-in model's template open
     python dev.py test      run the tests
     python dev.py parity    compare this code with a folder of reference data
-    python dev.py score     draw new scenes with the built-in model and judge the pictures
+    python dev.py score     draw new scenes with the built-in model and judge the pictures;
+                            with --reflection, how it answers, judges and corrects itself;
+                            with --formats, what smaller weight formats cost
     python dev.py train     train the built-in model
+    python dev.py presets   what each way of saving work costs in right pictures
+    python dev.py convert   make smaller files of the weights: GGUF, fp8, int8
+    python dev.py bench     measure speed against ComfyUI's own OmniGen2 and the plain path; memory; loading
 
 `python dev.py COMMAND --help` says more. Everything that is installed goes to `.host/`, which can
 be deleted at any time.
@@ -41,7 +46,8 @@ FIRST_TEMPLATE = "Try-it-text-to-image"
 START_TIMEOUT = 300
 # Fails in a Python that cannot run ComfyUI; says whether one that can has anything but its processor to compute on.
 PROBE = "import torch, aiohttp, yaml, comfy_kitchen; print(getattr(torch, 'accelerator', torch.cuda).is_available())"
-MODULES = {"parity": "omnigen2_core.parity", "score": "omnigen2_core.nano.score", "train": "omnigen2_core.nano.train"}
+MODULES = {"parity": "omnigen2_core.parity", "score": "omnigen2_core.nano.score", "train": "omnigen2_core.nano.train",
+           "presets": "omnigen2_core.nano.presets", "convert": "omnigen2_core.convert"}
 
 
 def main(arguments: list[str]) -> int:
@@ -53,6 +59,7 @@ def main(arguments: list[str]) -> int:
     run_parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     run_parser.add_argument("--cpu", action="store_true", help="leave the graphics card alone")
     commands.add_parser("test", help="run the tests; further arguments go to pytest", add_help=False)
+    commands.add_parser("bench", help="further arguments go to omnigen2_core.bench.command", add_help=False)
     for name, module in MODULES.items():
         commands.add_parser(name, help=f"further arguments go to {module}", add_help=False)
 
@@ -65,7 +72,11 @@ def main(arguments: list[str]) -> int:
         return test(rest)
     if options.command == "parity" and "--host" in rest:
         return host_parity([argument for argument in rest if argument != "--host"])
+    if options.command == "bench":
+        return bench(rest)
     environment.ensure_host()
+    if options.command == "convert" or "--formats" in rest:
+        environment.ensure_gguf()
     return call_module(MODULES[options.command], rest)
 
 
@@ -248,6 +259,13 @@ def host_parity(arguments: list[str]) -> int:
     """The same comparison, through the MODEL that the loader node gives to ComfyUI."""
     environment.ensure_host()
     return call([environment.python(), environment.LAUNCHER, ROOT / "tests" / "host" / "parity.py", *arguments])
+
+
+def bench(arguments: list[str]) -> int:
+    """Ours and ComfyUI's own model in one process."""
+    environment.ensure_host()
+    environment.ensure_gguf()
+    return call([environment.python(), environment.LAUNCHER, ROOT / "tests" / "host" / "bench.py", *arguments])
 
 
 def call_module(module: str, arguments: list[str]) -> int:

@@ -31,7 +31,8 @@ COMFYUI_INSIDE_ARCHIVE = "vendor/ComfyUI/"
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]
 CONSTRAINTS = ["transformers==5.23.0"]
-TEST_TOOLS = ["pytest~=9.0", "websocket-client~=1.9", "playwright~=1.50", "comfyui-manager==4.2.2"]
+GGUF = "gguf~=0.19"
+TEST_TOOLS = ["pytest~=9.0", "websocket-client~=1.9", "playwright~=1.50", "comfyui-manager==4.2.2", GGUF]
 TRANSFORMERS_4_PINS = ["transformers==4.50.3", "tokenizers>=0.21,<0.22", "huggingface_hub>=0.26,<1"]
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCH_WINDOWS_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
@@ -57,12 +58,17 @@ def ensure_host() -> None:
 
 
 def ensure_tests() -> None:
-    """`ensure_host`, and then what only the tests need: pytest, a browser driver, transformers 4.50."""
+    """`ensure_host`, and then what only the tests need: pytest, a browser driver, gguf, transformers 4.50."""
     ensure_host()
     _step("test tools", "test tools", _digest([*TEST_TOOLS, *CONSTRAINTS]),
           lambda: _pip("install", *_constraints(), *TEST_TOOLS, advice=_NETWORK))
     _step("transformers 4.50, the oldest supported, beside the current one", "transformers 4",
           _digest(TRANSFORMERS_4_PINS), _install_transformers_4, present=TRANSFORMERS_4.is_dir)
+
+
+def ensure_gguf() -> None:
+    """After `ensure_host`: what reads GGUF files. The pack does without until it is given one."""
+    _step("the gguf package", "gguf", GGUF, lambda: _pip("install", *_constraints(), GGUF, advice=_NETWORK))
 
 
 def python() -> Path:

@@ -1,0 +1,77 @@
+"""Ratios with the spread of the pairs that they come from, and what they say of a bar."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Hashable
+
+HOLDS, FAILS, NOISY = "holds", "does not hold", "too noisy to tell"
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+Group = Mapping[Hashable, Sequence[float]]
+"""Seconds that were measured in the same rounds: a list for each, of one length."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and the 95 % interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def exact(cls, value: float) -> "Estimate":
+        """A figure without spread."""
+        return cls(value, value, value)
+
+
+def estimate(groups: Sequence[Group], figure: Callable[[Mapping[Hashable, float]], float]) -> Estimate:
+    """What `figure` makes of the medians, with the interval over the rounds.
+
+    Percentile bootstrap: rounds are drawn anew with replacement, each group's by itself and all of a group's lists
+    alike, so what was measured as a pair stays one.
+    """
+    draw = random.Random(0)
+
+    def medians(rounds: Sequence[Sequence[int] | None]) -> dict[Hashable, float]:
+        return {
+            key: median(seconds if chosen is None else [seconds[i] for i in chosen])
+            for group, chosen in zip(groups, rounds)
+            for key, seconds in group.items()
+        }
+
+    counts = [len(next(iter(group.values()))) for group in groups]
+    found = sorted(
+        figure(medians([draw.choices(range(count), k=count) for count in counts])) for _ in range(RESAMPLES)
+    )
+    outside = int((1 - CONFIDENCE) / 2 * RESAMPLES)
+    value = figure(medians([None] * len(groups)))
+    return Estimate(value, min(value, found[outside]), max(value, found[-1 - outside]))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure must reach, or with `at_most` must not exceed."""
+
+    limit: float
+    at_most: bool = False
+
+    def verdict(self, found: Estimate) -> str:
+        """Whether it holds for the whole interval, for none of it, or for a part."""
+        best, worst = (found.low, found.high) if self.at_most else (found.high, found.low)
+        if self._holds(worst):
+            return HOLDS
+        return NOISY if self._holds(best) else FAILS
+
+    def _holds(self, value: float) -> bool:
+        return value <= self.limit if self.at_most else value >= self.limit
+
+
+def either(*verdicts: str) -> str:
+    """Of bars one of which is enough."""
+    return next((verdict for verdict in (HOLDS, NOISY) if verdict in verdicts), FAILS)
