@@ -8,6 +8,7 @@ from typing import Sequence
 import numpy as np
 
 from ..guidance import Guidance
+from .curves import COLOURS, Panel, floor_of, picture
 from .questions import fits
 from .score import Outcome, draw_tasks, solve
 from .world import render
@@ -92,46 +93,20 @@ def report(curves: Sequence[Curve]) -> str:
     return "\n".join(out)
 
 
-_COLOURS = ("#2563c9", "#d9622b")
-
-
 def _panel(curve: Curve, left: int, top: int, width: int, height: int) -> list[str]:
-    x0, x1 = min(curve.x), max(curve.x)
-    values = [y for ys in curve.lines.values() for y in ys]
-    y0 = min(0.9, 0.1 * int(10 * min(values)))
-
-    def at(x: float, y: float) -> str:
-        return f"{left + (x - x0) / (x1 - x0) * width:.1f},{top + (1 - (y - y0) / (1 - y0)) * height:.1f}"
-
-    parts = [
-        f'<text x="{left}" y="{top - 14}" font-weight="bold">{curve.title}</text>',
-        f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle">{curve.x_name}</text>',
-        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#999"/>',
-        f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">100 %</text>',
-        f'<text x="{left - 6}" y="{top + height}" text-anchor="end">{100 * y0:.0f} %</text>',
-    ]
-    for x in curve.x:
-        parts.append(f'<text x="{at(x, y0).split(",")[0]}" y="{top + height + 16}" text-anchor="middle" font-size="10">{x:g}</text>')
-    for (name, ys), colour in zip(curve.lines.items(), _COLOURS):
-        points = " ".join(at(x, y) for x, y in zip(curve.x, ys))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for point in points.split():
-            x, y = point.split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
-    for i, (name, colour) in enumerate(zip(curve.lines, _COLOURS)):
-        parts.append(f'<text x="{left + width - 6}" y="{top + height - 8 - 16 * i}" text-anchor="end" fill="{colour}">{name}</text>')
-    return parts
+    lowest = floor_of(y for ys in curve.lines.values() for y in ys)
+    panel = Panel(left, top, width, height, (min(curve.x), max(curve.x)), lowest)
+    parts = panel.frame(curve.title, curve.x_name, curve.x)
+    for ys, colour in zip(curve.lines.values(), COLOURS):
+        parts += panel.line(curve.x, ys, colour)
+    return parts + panel.legend(curve.lines)
 
 
 def draw_curves(curves: Sequence[Curve]) -> str:
     """The curves as an SVG picture, two by two."""
     width, height, margin_x, margin_y = 300, 170, 60, 70
     rows = (len(curves) + 1) // 2
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * (width + margin_x) + 30}" height="{rows * (height + margin_y) + 20}" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
+    parts = []
     for i, curve in enumerate(curves):
         parts += _panel(curve, margin_x + (i % 2) * (width + margin_x), 40 + (i // 2) * (height + margin_y), width, height)
-    return "\n".join([*parts, "</svg>\n"])
+    return picture(2 * (width + margin_x) + 30, rows * (height + margin_y) + 20, parts)

@@ -21,8 +21,10 @@ from ..vae import AutoencoderKL
 from . import autoencoder
 from . import wording as w
 from .autoencoder import to_tensor
+from .drawn import Drawn
 from .edits import draw_composition, draw_edit
 from .encoder import WIDTH, vaguer
+from .faults import Spoiled, cells_of, corrections, draw_spoiled, find_faults, render_spoiled, touched
 from .world import PICTURE_SIZES, Scene, Thing, cell_box, coverage, draw_scene, render
 
 CONFIG = OmniGen2Config(
@@ -39,6 +41,9 @@ CONFIG = OmniGen2Config(
 RECIPE = Recipe(
     steps=8000, learning_rate=2e-3, muon_learning_rate=4e-3, warmup=100, decay=0.6, ema=0.998, weight_decay=0.01, save_every=100
 )
+REFLECTION_RECIPE = Recipe(
+    steps=1600, learning_rate=1e-3, muon_learning_rate=2e-3, warmup=50, decay=0.9, ema=0.998, weight_decay=0.01, save_every=100
+)
 ATTENTION_TO_THINGS = 24.0
 """What all of a thing's latent pixels together count in the loss, where one pixel of the ground counts 1. A small thing is
 4 pixels of 144, and yet a picture is wrong if it is."""
@@ -49,12 +54,31 @@ is decided close to noise, and that is what has to be learnt."""
 
 @dataclass(frozen=True)
 class Mix:
-    """Samples of each kind in a step, and how often something other than the default size is drawn."""
+    """Samples of each kind in a step, and how often something other than the default size is drawn.
+
+    `corrections` mend faulty pictures of up to `most_things` things.
+    """
 
     text_to_image: int = 28
     edits: int = 36
     compositions: int = 8
+    corrections: int = 0
     other_sizes: float = 0.08
+    most_things: int = 3
+
+
+REFLECTION_MIX = Mix(text_to_image=24, edits=26, compositions=6, corrections=20, other_sizes=0.06, most_things=4)
+"""For the last leg, on pictures of four things, in which faults are mended."""
+
+Source = Scene | Spoiled | Drawn
+"""What a reference shows."""
+
+
+def show(source: Source, width: int, height: int) -> np.ndarray:
+    """The picture [height, width, 3] uint8 of a source. Drawn pictures have one size."""
+    if isinstance(source, Drawn):
+        return source.pixels
+    return render(source, width, height) if isinstance(source, Scene) else render_spoiled(source, width, height)
 
 
 @dataclass(frozen=True)
@@ -63,7 +87,7 @@ class Row:
 
     ids: tuple[int, ...]
     target: Scene
-    references: tuple[Scene, ...] = ()
+    references: tuple[Source, ...] = ()
     changed: frozenset[Thing] = frozenset()
 
 
@@ -98,13 +122,16 @@ class Pool:
 class Examples:
     """Draws every step's parts. Scenes come from a fixed list, so that their latents can be kept; words are always new."""
 
-    ROWS = {"text_to_image": 24000, "edit": 12000, "composition": 8000}
-    SCENES = {1: 1500, 2: 8000, 3: 12000}
+    ROWS = {"text_to_image": 24000, "edit": 12000, "composition": 8000, "correction": 6000}
+    SCENES = {1: 1500, 2: 8000, 3: 12000, 4: 12000}
     EDITS = 20000
     RENEWED = 400
 
-    def __init__(self, tokenizer, mix: Mix = Mix(), seed: int = 0, rank: int = 0, workers: int = 1):
+    def __init__(
+        self, tokenizer, mix: Mix = Mix(), seed: int = 0, rank: int = 0, workers: int = 1, drawn: Sequence[Drawn] = ()
+    ):
         self.tokenizer, self.mix, self.seed = tokenizer, mix, seed
+        self.faulty = [(picture, faults) for picture in drawn if (faults := find_faults(picture.wanted, picture.ground, picture.cells))]
         self.mine = slice(rank, None, workers)
         rng = random.Random(seed)
         self.scenes = {n: [draw_scene(rng, n) for _ in range(number)] for n, number in self.SCENES.items()}
@@ -117,14 +144,14 @@ class Examples:
         if step // self.RENEWED != self.age:
             self.age = step // self.RENEWED
             self._renew(random.Random(self.seed * 7919 + self.age))
-        counts = {"text_to_image": self.mix.text_to_image, "edit": self.mix.edits, "composition": self.mix.compositions}
+        counts = {"text_to_image": self.mix.text_to_image, "edit": self.mix.edits, "composition": self.mix.compositions, "correction": self.mix.corrections}
         total = sum(counts.values())
         parts = []
         for kind, count in counts.items():
             if not count:
                 continue
             size = PICTURE_SIZES[0]
-            if rng.random() < self.mix.other_sizes:
+            if kind != "correction" and rng.random() < self.mix.other_sizes:
                 size = rng.choice(PICTURE_SIZES[1:])
             # Without its text a sample teaches what guidance leaves behind; without its references too, the rest.
             bare = rng.random() < 0.1
@@ -139,12 +166,14 @@ class Examples:
     def _renew(self, rng: random.Random) -> None:
         rows = []
         for _ in range(self.ROWS["text_to_image"]):
-            scene = rng.choice(self.scenes[rng.choice((1, 2, 2, 2, 3, 3))])
+            scene = rng.choice(self.scenes[rng.choice((1, 2, 2, 2, 3, 3) if self.mix.most_things < 4 else (1, 2, 2, 3, 3, 4, 4))])
             rows.append(Row(self._ids(w.describe(rng, vaguer(rng, scene))), scene))
         self.pools["text_to_image"] = Pool(rows)
         rows = []
         for _ in range(self.ROWS["edit"]):
-            edit = draw_edit(random.Random(rng.randrange(self.EDITS)))
+            own = random.Random(rng.randrange(self.EDITS))
+            crowded = self.mix.most_things > 3 and own.random() < 0.2
+            edit = draw_edit(own, source=draw_scene(own, 4) if crowded else None)
             changed = frozenset(edit.source.things) ^ frozenset(edit.target.things)
             rows.append(Row(self._ids(edit.prompt), edit.target, (edit.source,), changed))
         self.pools["edit"] = Pool(rows)
@@ -155,6 +184,21 @@ class Examples:
             references = tuple(rng.choice(self.references[_looks(r)] or [r]) for r in made.references)
             rows.append(Row(self._ids(made.prompt), made.target, references))
         self.pools["composition"] = Pool(rows)
+        rows = [self._correction(rng) for _ in range(self.ROWS["correction"] if self.mix.corrections else 0)]
+        self.pools["correction"] = Pool(rows)
+
+    def _correction(self, rng: random.Random) -> Row:
+        if self.faulty and rng.random() < 0.5:
+            picture, faults = rng.choice(self.faulty)
+            wanted = picture.wanted
+        else:
+            wanted, faults = rng.choice(self.scenes[rng.randint(1, 4)]), []
+            while not faults:
+                picture = draw_spoiled(rng, wanted)
+                cells = cells_of(picture, render_spoiled(picture, *PICTURE_SIZES[0]))
+                faults = find_faults(wanted, picture.scene.ground, cells)
+        text = corrections(rng, faults, plain=rng.random() < 0.7)
+        return Row(self._ids(text), wanted, (picture,), touched(faults))
 
 
 def _looks(scene: Scene) -> tuple:
@@ -164,13 +208,13 @@ def _looks(scene: Scene) -> tuple:
 
 
 class Latents:
-    """Scaled latents of scenes, computed once each. `draw` makes a scene's picture, as `world.render` does."""
+    """Scaled latents of sources, computed once each. `draw` makes a source's picture, as `show` does."""
 
-    def __init__(self, vae: AutoencoderKL, draw: Callable[[Scene, int, int], np.ndarray] = render):
+    def __init__(self, vae: AutoencoderKL, draw: Callable[[Source, int, int], np.ndarray] = show):
         self.vae, self.draw, self.kept = vae, draw, {}
 
     @torch.no_grad()
-    def __call__(self, scenes: Sequence[Scene], size: tuple[int, int]) -> Tensor:
+    def __call__(self, scenes: Sequence[Source], size: tuple[int, int]) -> Tensor:
         """Latents [B, C, h, w] in fp32."""
         missing = [s for s in dict.fromkeys(scenes) if (s, size) not in self.kept]
         for start in range(0, len(missing), 32):

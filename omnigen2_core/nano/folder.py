@@ -32,6 +32,7 @@ PROFILE = ModelProfile(
     image_guidance=1.5,
     # Guidance in the last steps makes colours too strong.
     guidance_end=0.8,
+    trained_reflection=True,
 )
 
 

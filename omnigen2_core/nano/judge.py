@@ -54,29 +54,41 @@ def _candidates(place: int, width: int, height: int) -> tuple[list[tuple[str, st
     return kinds, np.stack([coverage(*kind, place, width, height).ravel() for kind in kinds])
 
 
-def look(picture: np.ndarray) -> Sight:
-    """The scene of a picture [height, width, 3] uint8 of any size that the layout fits (sides from 48 pixels)."""
-    pixels = picture.astype(np.float32) / 255
-    height, width = pixels.shape[:2]
-    gaps = pixels[_gap_mask(width, height)]
+@dataclass(frozen=True)
+class Cell:
+    """What the judge sees at one place: a thing, nothing (no thing and no doubt), or something that it doubts."""
+
+    thing: Thing | None
+    doubt: str = ""
+
+
+def look_at_cells(picture: np.ndarray) -> tuple[str | None, tuple[Cell, ...]]:
+    """The ground of a picture [height, width, 3] uint8, None where it has none of the world's, and its nine cells."""
+    height, width = picture.shape[:2]
+    gaps = picture[_gap_mask(width, height)].astype(np.float32) / 255
     mean = np.median(gaps, axis=0)
     ground = int(np.abs(_VALUES - mean).max(axis=1).argmin())
-    if np.abs(_VALUES[ground] - gaps.mean(axis=0)).max() > COLOUR_TOLERANCE:
+    cells = tuple(look_at_cell(picture, place, _NAMES[ground]) for place in range(len(PLACES)))
+    return (_NAMES[ground] if np.abs(_VALUES[ground] - gaps.mean(axis=0)).max() <= COLOUR_TOLERANCE else None), cells
+
+
+def look(picture: np.ndarray) -> Sight:
+    """The scene of a picture [height, width, 3] uint8 of any size that the layout fits (sides from 48 pixels)."""
+    ground, cells = look_at_cells(picture)
+    if ground is None:
         return Sight(None, "the ground has none of the world's colours")
-    things = []
-    for place in range(len(PLACES)):
-        found, doubt = _look_at_cell(pixels, place, ground)
-        if doubt:
-            return Sight(None, f"{PLACES[place]}: {doubt}")
-        if found:
-            things.append(found)
-    return Sight(Scene(_NAMES[ground], tuple(things)))
+    for place, cell in enumerate(cells):
+        if cell.doubt:
+            return Sight(None, f"{PLACES[place]}: {cell.doubt}")
+    return Sight(Scene(ground, tuple(cell.thing for cell in cells if cell.thing)))
 
 
-def _look_at_cell(pixels: np.ndarray, place: int, ground: int) -> tuple[Thing | None, str]:
-    height, width = pixels.shape[:2]
+def look_at_cell(picture: np.ndarray, place: int, ground_name: str) -> Cell:
+    """One cell of a picture [height, width, 3] uint8 whose ground is known."""
+    height, width = picture.shape[:2]
     left, top, right, bottom = cell_box(place, width, height)
-    cell = pixels[top:bottom, left:right].reshape(-1, 3)
+    cell = picture[top:bottom, left:right].reshape(-1, 3).astype(np.float32) / 255
+    ground = _NAMES.index(ground_name)
     kinds, alphas = _candidates(place, width, height)
     difference = cell - _VALUES[ground]
     # |cell - ground - alpha * (colour - ground)|^2 summed over the cell, for every kind and colour at once.
@@ -89,16 +101,16 @@ def _look_at_cell(pixels: np.ndarray, place: int, ground: int) -> tuple[Thing | 
     empty = total <= errors[kind, colour] or colour == ground
     error = float(np.sqrt(max(total if empty else errors[kind, colour], 0.0) / cell.size))
     if error > CELL_TOLERANCE:
-        return None, f"nothing of the world looks like this (difference {error:.2f})"
+        return Cell(None, f"nothing of the world looks like this (difference {error:.2f})")
     if empty:
-        return None, ""
+        return Cell(None)
     if errors[kind, colour] > UNEXPLAINED * square[kind, colour]:
-        return None, "a thing is incomplete"
+        return Cell(None, "a thing is incomplete")
     inside = cell[alphas[kind] > 0.99]
     if len(inside) and np.abs(inside.mean(axis=0) - _VALUES[colour]).max() > COLOUR_TOLERANCE:
-        return None, "a thing has none of the world's colours"
+        return Cell(None, "a thing has none of the world's colours")
     shape, size = kinds[kind]
-    return Thing(place, _NAMES[colour], shape, size), ""
+    return Cell(Thing(place, _NAMES[colour], shape, size))
 
 
 def matches(seen: Scene | None, wanted: Scene) -> bool:

@@ -1,6 +1,9 @@
 """How often the nano model does what it is told: draws new tasks, lets the pack's own sampler solve them, judges pixels.
 
     python -m omnigen2_core.nano.score --seed 1 --count 240 --json figures.json --save pictures/
+
+With `--reflection`: how well it answers, judges its own pictures, and mends them; see `reflection_score`.
+With `--formats`: what smaller weight formats cost; see `formats`.
 """
 
 from __future__ import annotations
@@ -9,34 +12,49 @@ import argparse
 import json
 import logging
 import math
+import os
 import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from . import wording as w
-from .edits import draw_composition, draw_edit
+from .edits import EDIT_KINDS, Edit, draw_composition, draw_edit
 from .folder import WEIGHTS
 from .judge import look, matches, preserved
 from .world import DEFAULT_SIZE, Scene, Thing, draw_scene, render
 
 logger = logging.getLogger(__name__)
 
-BARS = {"t2i_1": 0.98, "t2i_2": 0.95, "t2i_3": 0.88, "edit": 0.92, "edit_preserved": 0.92, "in_context": 0.85}
-MEANINGS = {
-    "t2i_1": "text to image, one thing: exact scene",
-    "t2i_2": "text to image, two things: exact scene",
-    "t2i_3": "text to image, three things: exact scene",
-    "edit": "edit done and everything else left alone",
-    "edit_preserved": "edit: everything else left alone",
-    "in_context": "two references composed as told",
-}
 TASKS = ("t2i_1", "t2i_2", "t2i_3", "edit", "in_context")
 BATCH = 24
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure means, and the rate that it has to reach or, `at_most`, must not pass."""
+
+    meaning: str
+    rate: float
+    at_most: bool = False
+
+    def holds(self, figure: Mapping[str, float]) -> bool:
+        """Whether a figure is on the right side. One of nothing is not."""
+        return figure["n"] > 0 and (figure["rate"] <= self.rate if self.at_most else figure["rate"] >= self.rate)
+
+
+BARS = {
+    "t2i_1": Bar("text to image, one thing: exact scene", 0.98),
+    "t2i_2": Bar("text to image, two things: exact scene", 0.95),
+    "t2i_3": Bar("text to image, three things: exact scene", 0.88),
+    "edit": Bar("edit done and everything else left alone", 0.92),
+    "edit_preserved": Bar("edit: everything else left alone", 0.92),
+    "in_context": Bar("two references composed as told", 0.85),
+}
 
 
 @dataclass(frozen=True)
@@ -62,15 +80,20 @@ class Outcome:
 
 
 def draw_task(kind: str, rng: random.Random) -> Task:
-    """A new task of a kind of `TASKS`."""
+    """A new task of a kind of `TASKS`; also "edit_N", of a scene of N things, and "in_context_N", of N references."""
     if kind.startswith("t2i_"):
         scene = draw_scene(rng, int(kind[4:]))
         return Task(w.describe(rng, scene), scene)
-    if kind == "edit":
-        edit = draw_edit(rng)
+    if kind.startswith("edit"):
+        edit = draw_edit(rng) if kind == "edit" else draw_edit_of(rng, int(kind[5:]))
         return Task(edit.prompt, edit.target, (edit.source,))
-    made = draw_composition(rng, 2)
+    made = draw_composition(rng, int(kind.removeprefix("in_context").lstrip("_") or 2))
     return Task(made.prompt, made.target, made.references)
+
+
+def draw_edit_of(rng: random.Random, things: int) -> Edit:
+    """An edit of a scene of so many things that leaves no more of them."""
+    return draw_edit(rng, rng.choice([kind for kind in EDIT_KINDS if kind != "add"]), draw_scene(rng, things))
 
 
 def draw_tasks(kind: str, seed: int, count: int) -> list[Task]:
@@ -130,7 +153,17 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
 def figure(results: Sequence[bool]) -> dict[str, float]:
     """Rate, number and interval of results."""
     low, high = wilson(sum(results), len(results))
-    return {"rate": sum(results) / len(results), "n": len(results), "low": low, "high": high}
+    return {"rate": sum(results) / max(1, len(results)), "n": len(results), "low": low, "high": high}
+
+
+def paired(after: Sequence[bool], before: Sequence[bool], z: float = 1.96) -> dict[str, float]:
+    """By how much the rate over the same tasks rose, and the 95 % interval (D. G. Bonett and R. M. Price, 2012)."""
+    pairs = list(zip(after, before, strict=True))
+    gained, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    up, down = ((count + 1) / (len(pairs) + 2) for count in (gained, lost))
+    half = z * math.sqrt((up + down - (up - down) ** 2) / (len(pairs) + 2))
+    rate = (gained - lost) / max(1, len(pairs))
+    return {"rate": rate, "n": len(pairs), "low": max(-1.0, up - down - half), "high": min(1.0, up - down + half)}
 
 
 def score(
@@ -176,42 +209,67 @@ def save_outcomes(folder: Path, kind: str, outcomes: Sequence[Outcome]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def table(figures: dict[str, dict[str, float]]) -> str:
+def table(figures: Mapping[str, Mapping[str, float]], bars: Mapping[str, Bar] = BARS) -> str:
     """The figures beside their bars, as text."""
     lines = [f"{'':<46}{'rate':>8}{'95 % interval':>18}{'bar':>8}"]
     for kind, f in figures.items():
-        mark = "" if f["rate"] >= BARS[kind] else "  below"
-        interval = f"{100 * f['low']:.1f} - {100 * f['high']:.1f}"
-        lines.append(f"{MEANINGS[kind]:<46}{100 * f['rate']:>7.1f}%{interval:>18}{100 * BARS[kind]:>7.0f}%{mark}")
+        bar = bars[kind]
+        mark = "" if bar.holds(f) else "  above" if bar.at_most and f["n"] else "  below"
+        interval, limit = f"{100 * f['low']:.1f} - {100 * f['high']:.1f}", f"{'<= ' if bar.at_most else ''}{100 * bar.rate:.0f}%"
+        lines.append(f"{bar.meaning:<46}{100 * f['rate']:>7.1f}%{interval:>18}{limit:>8}{mark}")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 when every bar is reached, else 1."""
+    from ..convert.mix import FORMATS
+
     parser = argparse.ArgumentParser(prog="score", description="Judge the built-in model on new tasks.")
     parser.add_argument("--seed", type=int, default=1, help="which tasks are drawn")
-    parser.add_argument("--count", type=int, default=240, help="tasks of each kind")
+    parser.add_argument("--count", type=int, help="tasks of each kind (default 240; with --reflection 1000, with --formats 96)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--save", type=Path, help="keep every picture with its prompt in this folder")
-    parser.add_argument("--controls", action="store_true", help="also measure what the sampler's controls do")
-    parser.add_argument("--figure", type=Path, default=Path("controls.svg"), help="where --controls draws its curves")
+    also = parser.add_mutually_exclusive_group()
+    also.add_argument("--controls", action="store_true", help="also measure what the sampler's controls do")
+    also.add_argument("--reflection", action="store_true", help="measure answers, judging and the reflection loop instead")
+    also.add_argument("--formats", nargs="*", choices=FORMATS, help="score the model in these weight formats instead, or in all of them")
+    parser.add_argument("--figure", type=Path, help="where curves are drawn (default controls.svg or reflection.svg)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="for --reflection and --formats (default one a core)")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="another model folder")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if options.count < 1:
-        parser.error(f"--count is {options.count}; give at least 1.")
-    for file in filter(None, (options.json, options.figure if options.controls else None)):
+    if options.count is None:
+        options.count = 1000 if options.reflection else 240 if options.formats is None else 96
+    options.figure = options.figure or Path("reflection.svg" if options.reflection else "controls.svg")
+    for name in ("count", "processes"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; give at least 1.")
+    draws_curves = options.controls or options.reflection
+    for file in filter(None, (options.json, options.figure if draws_curves else None)):
         file.parent.mkdir(parents=True, exist_ok=True)
-
-    from ..pipeline import OmniGen2Pipeline
-
-    pipeline = OmniGen2Pipeline.from_folder(options.model)
     if options.save:
         options.save.mkdir(parents=True, exist_ok=True)
         (options.save / "tasks.jsonl").unlink(missing_ok=True)
-    keep = (lambda kind, outcomes: save_outcomes(options.save, kind, outcomes)) if options.save else None
-    figures = score(pipeline, options.seed, options.count, keep=keep)
-    print(table(figures))
+
+    if options.formats is not None:
+        from . import formats
+
+        verdicts = formats.measure_formats(
+            options.model, options.formats or FORMATS, options.seed, options.count, options.processes, options.json
+        )
+        print(formats.table(verdicts))
+        return 0 if formats.holds(verdicts) else 1
+    if options.reflection:
+        from . import reflection_score
+
+        figures, bars = reflection_score.measure_reflection(options), reflection_score.BARS
+    else:
+        from ..pipeline import OmniGen2Pipeline
+
+        pipeline = OmniGen2Pipeline.from_folder(options.model)
+        keep = (lambda kind, outcomes: save_outcomes(options.save, kind, outcomes)) if options.save else None
+        figures, bars = score(pipeline, options.seed, options.count, keep=keep), BARS
+    print(table(figures, bars))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if options.controls:
@@ -220,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         curves = measure_controls(pipeline, options.seed, min(options.count, 96))
         print(report(curves))
         options.figure.write_text(draw_curves(curves), encoding="utf-8")
-    return 0 if all(f["rate"] >= BARS[kind] for kind, f in figures.items()) else 1
+    return 0 if all(bars[kind].holds(f) for kind, f in figures.items()) else 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ does all of these:
     python -m omnigen2_core.nano.train encoder --runs runs
     python -m omnigen2_core.nano.train transformer --runs runs --workers 2 --compile
     python -m omnigen2_core.nano.train export --runs runs --out OmniGen2-nano
+    python -m omnigen2_core.nano.train draw --runs runs --out OmniGen2-nano
+    python -m omnigen2_core.nano.train see --runs runs
+    python -m omnigen2_core.nano.train look --runs runs --workers 2
+    python -m omnigen2_core.nano.train reflect --runs runs --workers 2 --compile
+    python -m omnigen2_core.nano.train export --runs runs --out OmniGen2-nano
     python -m omnigen2_core.nano.train lora --runs runs --out OmniGen2-nano
+
+The first export is what `draw` needs: it keeps pictures of the model's own, from which `look` learns to judge and
+`reflect` to mend.
 
 With `--start FOLDER` a stage begins at the weights of a model folder instead of at random, and parts that have no
 checkpoint in `--runs` are taken from there.
@@ -31,16 +39,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import OmniGen2Error
-from ..mllm import build_mllm
+from ..mllm import Qwen2_5_VL, build_mllm
+from ..pipeline import OmniGen2Pipeline
 from ..prompts import DEFAULT_NEGATIVE_PROMPT, generation_prompt
 from ..training import Recipe, Trainer, Workers, fast_dtype
 from ..transformer import OmniGen2Transformer
 from ..vae import AutoencoderKL
-from . import autoencoder, drawing, encoder, framed
+from . import autoencoder, drawing, encoder, framed, looking, seeing
+from .drawn import draw_own, load_own
 from .folder import WEIGHTS, write_folder
 from .tokens import build_tokenizer
 
-STAGES = ("autoencoder", "decoder", "encoder", "transformer", "export", "lora")
+STAGES = ("autoencoder", "decoder", "encoder", "transformer", "export", "draw", "see", "look", "reflect", "export", "lora")
+DRAWN = 3600
+"""Pictures that one run of the stage `draw` keeps."""
 
 
 FOLDER_FILES = {
@@ -74,9 +86,14 @@ def load_autoencoder(runs: Path, start: Path | None = None, *, best_decoder: boo
     return vae.requires_grad_(False)
 
 
-def encoder_weights(runs: Path, start: Path | None = None) -> dict[str, Tensor]:
-    """The trained encoder without the reader of its training."""
-    return {name.removeprefix("mllm."): w for name, w in trained(runs, "encoder", start).items() if not name.startswith("reader.")}
+def encoder_weights(runs: Path, start: Path | None = None, *, looks: bool = True) -> dict[str, Tensor]:
+    """The encoder as its last stage left it (with `looks` the stage `look`), without what only its training needed."""
+    weights = trained(runs, "encoder", start)
+    for stage in ("see", "look") if looks else ("see",):
+        if (runs / stage / "checkpoint").is_dir():
+            weights.update(trained(runs, stage))
+    weights = {name.removeprefix("mllm."): weight for name, weight in weights.items()}
+    return {name: weight for name, weight in weights.items() if not name.startswith(("reader.", "eyes."))}
 
 
 def train_autoencoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
@@ -111,12 +128,42 @@ def train_encoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trai
     return Trainer(parameters, encoder.Examples(tokenizer), loss, recipe, runs / "encoder", hidden=hidden)
 
 
+def _build_encoder(runs: Path, start: Path | None, **options) -> Qwen2_5_VL:
+    model = build_mllm(encoder.config(build_tokenizer()), device="cpu", dtype=torch.float32)
+    model.load_state_dict(encoder_weights(runs, start, **options))
+    return model
+
+
+def train_see(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
+    """The vision tower alone, on what its tokens show."""
+    model, eyes = _build_encoder(runs, start, looks=False), seeing.Eyes()
+    parameters = {f"mllm.visual.{name}": p for name, p in model.visual.named_parameters()}
+    parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
+    hidden = [name for name in encoder.hidden_matrices(model, "mllm.") if name in parameters]
+    sights = seeing.Sights(load_own(runs / "drawn"))
+    return Trainer(parameters, sights, seeing.seeing_loss(model.train(), eyes), recipe, runs / "see", hidden=hidden)
+
+
+def train_look(runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None) -> Trainer:
+    """The whole encoder, its prompts' states held to those that it had."""
+    model, teacher = (_build_encoder(runs, start, looks=False) for _ in range(2))
+    eyes = seeing.Eyes()
+    seen = {name.removeprefix("eyes."): w for name, w in trained(runs, "see").items() if name.startswith("eyes.")}
+    eyes.load_state_dict(seen)
+    parameters = {f"mllm.{name}": p for name, p in model.named_parameters()}
+    parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
+    examples = looking.Examples(build_tokenizer(), load_own(runs / "drawn"), rank=workers.rank, workers=workers.count)
+    loss = looking.looking_loss(model.train(), eyes, teacher.requires_grad_(False))
+    hidden = encoder.hidden_matrices(model, "mllm.")
+    return Trainer(parameters, examples, loss, recipe, runs / "look", hidden=hidden, workers=workers)
+
+
 def train_transformer(
-    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, *, compiled: bool = False
+    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, *, compiled: bool = False, reflects: bool = False
 ) -> Trainer:
+    """The stage `transformer`, or, with `reflects`, `reflect`, which goes on from it and mends the model's own pictures too."""
     tokenizer = build_tokenizer()
-    mllm = build_mllm(encoder.config(tokenizer), device="cpu", dtype=torch.float32)
-    mllm.load_state_dict(encoder_weights(runs, start))
+    mllm = _build_encoder(runs, start)
     mllm = mllm.requires_grad_(False).to(fast_dtype())
     mllm.compute_dtype = fast_dtype()
     latents = drawing.Latents(load_autoencoder(runs, start))
@@ -130,26 +177,40 @@ def train_transformer(
             for block in blocks:
                 block.compile(dynamic=True)
     empty = [tokenizer.encode(generation_prompt(text), add_special_tokens=False).ids for text in ("", DEFAULT_NEGATIVE_PROMPT)]
-    examples = drawing.Examples(tokenizer, rank=workers.rank, workers=workers.count)
+    drawn = load_own(runs / "drawn") if reflects else ()
+    mix = drawing.REFLECTION_MIX if reflects else drawing.Mix()
+    examples = drawing.Examples(tokenizer, mix, rank=workers.rank, workers=workers.count, drawn=drawn)
     loss = drawing.drawing_loss(model, mllm, latents, empty)
     hidden = drawing.hidden_matrices(model)
     parameters = dict(model.named_parameters())
-    return Trainer(parameters, examples, loss, recipe, runs / "transformer", hidden=hidden, workers=workers)
+    folder = runs / ("reflect" if reflects else "transformer")
+    return Trainer(parameters, examples, loss, recipe, folder, hidden=hidden, workers=workers)
 
 
 def export(runs: Path, out: Path, start: Path | None = None) -> None:
     """Writes the model folder from the checkpoints of all stages."""
     vae = load_autoencoder(runs, start, best_decoder=True)
     statistics: Mapping[str, float] = {name: getattr(vae.config, name) for name in ("scaling_factor", "shift_factor")}
-    transformer, mllm = trained(runs, "transformer", start), encoder_weights(runs, start)
+    last = "reflect" if (runs / "reflect" / "checkpoint").is_dir() else "transformer"
+    transformer, mllm = trained(runs, last, start), encoder_weights(runs, start)
     write_folder(out, transformer=transformer, vae=vae.state_dict(), latent_statistics=statistics, mllm=mllm)
 
 
+SINGLE = {
+    "autoencoder": train_autoencoder,
+    "decoder": train_decoder,
+    "encoder": train_encoder,
+    "see": train_see,
+}
+"""Stages that one process trains."""
 RECIPES = {
     "autoencoder": autoencoder.RECIPE,
     "decoder": autoencoder.DECODER_RECIPE,
     "encoder": encoder.RECIPE,
     "transformer": drawing.RECIPE,
+    "see": seeing.RECIPE,
+    "look": looking.RECIPE,
+    "reflect": drawing.REFLECTION_RECIPE,
     "lora": framed.RECIPE,
 }
 
@@ -157,11 +218,11 @@ RECIPES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="train", description="Train the built-in model from scratch.")
-    parser.add_argument("stage", nargs="?", choices=STAGES, help="one stage only; without it all of them, in this order")
+    parser.add_argument("stage", nargs="?", choices=sorted(set(STAGES), key=STAGES.index), help="one stage only; without it all of them, in this order")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs")
     parser.add_argument("--steps", type=int, help="length of the run instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="processes that train the transformer together")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train together, where a stage can")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: minutes at first, then faster")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora is trained on it")
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
@@ -178,25 +239,27 @@ def _run_stage(options: argparse.Namespace) -> None:
         export(options.runs, options.out, options.start)
         return
     torch.manual_seed(options.seed)
+    if options.stage == "draw":
+        draw_own(OmniGen2Pipeline.from_folder(options.out), options.runs / "drawn", DRAWN, options.seed)
+        return
     recipe = dataclasses.replace(RECIPES[options.stage], seed=options.seed, **({"steps": options.steps} if options.steps else {}))
     if options.stage == "lora":
         framed.train_framed(options.out, options.runs, recipe, options.out.parent / "loras" / framed.FILE.name)
         return
-    if options.stage != "transformer":
-        stage = {"autoencoder": train_autoencoder, "decoder": train_decoder, "encoder": train_encoder}[options.stage]
-        stage(options.runs, recipe, options.start).run()
+    if options.stage in SINGLE:
+        SINGLE[options.stage](options.runs, recipe, options.start).run()
         return
-    _run_transformer(options, recipe)
+    _run_together(options, recipe)
 
 
-def _run_transformer(options: argparse.Namespace, recipe: Recipe) -> None:
+def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
     torch.set_num_threads(1 if options.workers > 1 else torch.get_num_threads())
     options.runs.mkdir(parents=True, exist_ok=True)
     meeting, others = (options.runs / "workers.meeting").resolve(), []
     if options.workers > 1 and options.rank == 0:
         meeting.unlink(missing_ok=True)
         given = [
-            "transformer", "--runs", str(options.runs), "--seed", str(options.seed), "--workers", str(options.workers),
+            options.stage, "--runs", str(options.runs), "--seed", str(options.seed), "--workers", str(options.workers),
             "--steps", str(recipe.steps), *(["--compile"] if options.compile else []),
             *(["--start", str(options.start)] if options.start else []),
         ]  # fmt: skip
@@ -205,11 +268,15 @@ def _run_transformer(options: argparse.Namespace, recipe: Recipe) -> None:
         others = [subprocess.Popen([*start, *given, "--rank", str(rank)]) for rank in range(1, options.workers)]
     try:
         workers = Workers(options.rank, options.workers, meeting)
-        train_transformer(options.runs, recipe, workers, options.start, compiled=options.compile).run()
+        if options.stage == "look":
+            train_look(options.runs, recipe, workers, options.start).run()
+            return
+        reflects = options.stage == "reflect"
+        train_transformer(options.runs, recipe, workers, options.start, compiled=options.compile, reflects=reflects).run()
     finally:
         for process in others:
             process.terminate() if sys.exc_info()[0] else process.wait()
-    logging.getLogger(__name__).info("%s", json.dumps({"finished": str(options.runs / "transformer")}))
+    logging.getLogger(__name__).info("%s", json.dumps({"finished": str(options.runs / options.stage)}))
 
 
 if __name__ == "__main__":

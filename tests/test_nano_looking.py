@@ -1,0 +1,123 @@
+"""What the encoder learns to look by: rows that say the truth, and losses that reach what they should."""
+
+import random
+
+import pytest
+import torch
+
+from omnigen2_core.mllm import build_mllm
+from omnigen2_core.nano import encoder, looking, seeing
+from omnigen2_core.nano.drawn import Drawn
+from omnigen2_core.nano.faults import RIGHT, draw_spoiled
+from omnigen2_core.nano.judge import look_at_cells
+from omnigen2_core.nano.tokens import build_tokenizer
+from omnigen2_core.nano.world import Scene, Thing, draw_scene
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def parts(tokenizer):
+    mix = looking.Mix(held=3, questions=4, told=2, decisions=8, reflections=16, verdicts=16)
+    return {part.kind: part for part in looking.Examples(tokenizer, (), mix).batch(0, random.Random(4))}
+
+
+def texts(tokenizer, part, learn):
+    """What the rows of a part hold, learnt or given, with special tokens."""
+    rows = []
+    for ids, mask, learnt in zip(part.ids, part.mask, part.learn):
+        chosen = mask.bool() & (learnt.bool() if learn else ~learnt.bool())
+        rows.append(tokenizer.decode(ids[chosen].tolist(), skip_special_tokens=False))
+    return rows
+
+
+def test_a_view_has_one_class_for_each_visual_token():
+    scene = Scene("red", (Thing(5, "blue", "ring", "small"),))
+    rows = seeing.View.of_scene(scene).classes()
+    assert len(rows) == 36 and {tuple(row) for row in rows} == {(0, 4, 5, 1), (0, 8, 6, 2)}
+    # The right cell of the middle row: two by two of the six by six tokens.
+    assert [i for i, row in enumerate(rows) if row[1] == 4] == [16, 17, 22, 23]
+
+
+def test_reflections_are_right_or_name_a_correction_and_announce_a_picture(tokenizer, parts):
+    written = texts(tokenizer, parts["reflection"], True)
+    assert any(text == RIGHT + "<|im_end|>" for text in written)
+    assert any(text.startswith("Wrong at ") and "\n" in text and "<|img|>" in text for text in written)
+    assert all("<|img|>" in given for given in texts(tokenizer, parts["reflection"], False))
+
+
+def test_cells_that_are_compared_are_wrong_exactly_in_wrong_pictures(tokenizer, parts):
+    part = parts["reflection"]
+    for text, compared in zip(texts(tokenizer, part, True), part.compared):
+        ground_only = "background" in text and text.count(":") == 1
+        assert (0 in compared.tolist()) == (text != RIGHT + "<|im_end|>" and not ground_only)
+
+
+def test_verdicts_compare_one_token_for_each_thing(tokenizer, parts):
+    part = parts["verdict"]
+    assert {text.split("<|im_end|>")[0] for text in texts(tokenizer, part, True)} == {"yes", "no"}
+    for text, compared in zip(texts(tokenizer, part, True), part.compared):
+        marks = [mark for mark in compared.tolist() if mark >= 0]
+        assert marks and set(marks) <= {2, 3}
+        if text == "yes<|im_end|>":
+            assert set(marks) == {3}
+
+
+def test_wishes_are_answered_by_announcing_a_picture(tokenizer, parts):
+    assert set(texts(tokenizer, parts["decision"], True)) == {"<|img|>"}
+
+
+def test_the_hold_is_nothing_for_the_same_encoder_and_something_for_another(tokenizer, parts):
+    config = encoder.config(tokenizer)
+    model, teacher = (build_mllm(config, device="cpu", dtype=torch.float32) for _ in range(2))
+    for one in (model, teacher):
+        encoder.initialise(one)
+    loss = looking.looking_loss(model, seeing.Eyes(), teacher)
+    generator = torch.Generator()
+    assert loss(parts["held"], generator)[1]["held_hold"] < 1e-9
+    with torch.no_grad():
+        model.model.layers[5].mlp.down_proj.weight.mul_(1.5)
+    assert loss(parts["held"], generator)[1]["held_hold"] > 1e-4
+
+
+def test_every_loss_reaches_what_it_should_teach(tokenizer, parts):
+    config = encoder.config(tokenizer)
+    model, teacher = (build_mllm(config, device="cpu", dtype=torch.float32) for _ in range(2))
+    for one in (model, teacher):
+        encoder.initialise(one)
+    eyes = seeing.Eyes()
+    loss = looking.looking_loss(model, eyes, teacher.requires_grad_(False))
+    for part in parts.values():
+        loss(part, torch.Generator())[0].backward()
+    missed = [name for name, p in [*model.named_parameters(), *eyes.named_parameters()] if p.grad is None or not p.grad.any()]
+    assert missed == []
+
+
+def test_the_judge_sees_in_a_patchwork_what_it_says():
+    rng = random.Random(2)
+    drawn = []
+    for _ in range(60):
+        wanted = draw_scene(rng, 4)
+        view = seeing.View.of_spoiled(draw_spoiled(rng, wanted))
+        drawn.append(Drawn("", wanted, view.pixels, view.ground, view.cells))
+    patchwork = seeing.Patchwork(drawn)
+    views = [patchwork.view(rng) for _ in range(12)]
+    assert all(look_at_cells(view.pixels) == (view.ground, view.cells) for view in views)
+    assert any(cell.doubt for view in views for cell in view.cells)
+    assert not any((view.pixels == picture.pixels).all() for view in views for picture in drawn)
+
+
+def test_nothing_is_asked_after_a_caption_and_yes_or_no_is_compared_as_it_is_answered(tokenizer):
+    examples, rng, compared = looking.Examples(tokenizer, ()), random.Random(6), set()
+    for _ in range(30):
+        row = examples._asked(rng)
+        answers = tokenizer.decode([i for i, learnt in zip(row.ids, row.learn) if learnt], skip_special_tokens=False).split("<|im_end|>")[:-1]
+        captions = ["background" in answer for answer in answers]
+        assert len(answers) == looking.Examples.QUESTIONS and captions == sorted(captions)
+        told = [value == 3 for value in row.compared if value >= 2]
+        assert told == [answer.strip() == "yes" for answer in answers if answer.strip() in ("yes", "no")]
+        compared.update(told)
+    assert compared == {True, False}
