@@ -19,13 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "host"), str(ROOT / "tests" / "browser")]
+sys.path.append(str(ROOT))
 
 from PIL import Image  # noqa: E402
 
 from browser_harness import Canvas, launch  # noqa: E402
 from canvas_graph import Graph, place  # noqa: E402
 from harness import Server  # noqa: E402
-from template_graphs import FILES, Blueprint, blueprints, templates  # noqa: E402
+from template_graphs import Blueprint, blueprints, templates  # noqa: E402
+from template_parts import FILES  # noqa: E402
 
 NAMES = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/omnigen2/templates")
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

@@ -18,7 +18,7 @@ from author import VIEW, author  # noqa: E402
 from browser_harness import Canvas, launch  # noqa: E402
 from canvas_graph import Column, Graph, Group, Row  # noqa: E402
 from harness import Server  # noqa: E402
-from template_graphs import decode, encode, sample  # noqa: E402
+from template_parts import decode, encode, sample  # noqa: E402
 
 FOLDER = ROOT / "workflows" / "converted"
 MODEL_FOLDER = "OmniGen2"

@@ -22,7 +22,7 @@ from browser_harness import Canvas, launch  # noqa: E402
 from canvas_graph import Column, Graph, Item, Node, Row  # noqa: E402
 from harness import Server  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
-from template_graphs import FILES, built_in_parts, built_in_settings, encode, published_parts, sample  # noqa: E402
+from template_parts import FILES, built_in_parts, built_in_settings, encode, published_parts, sample  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
 REFERENCE = "picture.png"
@@ -88,6 +88,25 @@ def custom_sampling(node: str) -> HelpPicture:
     decoded = graph.add("VAEDecode", box=(240, 0), samples=sampled["output"], vae=parts.vae)
     shown = graph.add("PreviewImage", box=(260, 280), images=decoded["IMAGE"])
     return picture(node, graph, Row(Column(guider, sigmas), Column(noise, solver, sampled), Column(decoded, shown)), before=[graph.nodes[0], encoded])
+
+
+def accelerate() -> HelpPicture:
+    graph = Graph("")
+    parts = built_in_parts(graph)
+    loaded = graph.add("LoadImage", box=(260, 260), image=REFERENCE)
+    accelerated = graph.add("OmniGen2Accelerate", box=(300, 0), model=parts.model, preset="balanced")
+    parts.model = accelerated["model"]
+    encoded, sampled, decoded, shown = _drawing(graph, parts, "Change the background to yellow", loaded["IMAGE"])
+    return picture("OmniGen2Accelerate", graph, Row(Column(graph.nodes[0], accelerated), sampled, Column(decoded, shown)), before=[loaded, encoded])
+
+
+def compiled() -> HelpPicture:
+    graph = Graph("")
+    parts = built_in_parts(graph)
+    node = graph.add("OmniGen2Compile", box=(260, 0), model=parts.model)
+    parts.model = node["model"]
+    encoded, sampled, decoded, shown = _drawing(graph, parts, "A large green ring in the middle on a white background")
+    return picture("OmniGen2Compile", graph, Row(Column(graph.nodes[0], node), sampled), before=[encoded], after=[decoded, shown], runs=False)
 
 
 def published(node: str) -> HelpPicture:
@@ -171,6 +190,8 @@ PICTURES = {
     "OmniGen2Sample": sampler,
     "OmniGen2Guider": lambda: custom_sampling("OmniGen2Guider"),
     "OmniGen2Sigmas": lambda: custom_sampling("OmniGen2Sigmas"),
+    "OmniGen2Accelerate": accelerate,
+    "OmniGen2Compile": compiled,
     "OmniGen2LoadDiffusionModel": lambda: published("OmniGen2LoadDiffusionModel"),
     "OmniGen2LoadEncoder": lambda: published("OmniGen2LoadEncoder"),
     "OmniGen2LoadVAE": lambda: published("OmniGen2LoadVAE"),
@@ -217,12 +238,12 @@ def photograph(canvas: Canvas, shot: HelpPicture, run: bool) -> Image.Image:
     return Image.open(io.BytesIO(canvas.page.screenshot(clip=clip))).convert("RGB")
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """As a PNG of few colours, which keeps the text sharp, below `LARGEST` bytes."""
+def save(image: Image.Image, path: Path, largest: int = LARGEST) -> None:
+    """As a PNG of few colours, which keeps the text sharp, below `largest` bytes."""
     for colours in (256, 128, 64, 32):
         data = io.BytesIO()
         image.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
-        if data.tell() <= LARGEST:
+        if data.tell() <= largest:
             break
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.getvalue())

@@ -1,29 +1,34 @@
 """Write the picture beside every template, from a real run of its graph on the built-in model.
 
-    python tests/browser/author_thumbnails.py
+    python tests/browser/author_thumbnails.py [NAME ...]
 
 Templates on the built-in model are run as they are. Those for the published weights are run from their API files with
 the loaders, sizes and settings of the built-in model, on pictures that it has drawn. Run it after new weights.
 """
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "host"), str(ROOT / "tests" / "browser")]
 
-from harness import Server  # noqa: E402
-from template_graphs import BUILT_IN, built_in_settings  # noqa: E402
+from built_in_choices import THUMBNAILS  # noqa: E402
+from harness import Result, Server  # noqa: E402
+from template_parts import BUILT_IN, built_in_drawing  # noqa: E402
 
 FOLDER = ROOT / "workflows"
 SIZE = (480, 360)
 RESULT, SOURCE, MARGIN = 330, 100, 15
 BACKGROUND, ARROW = (32, 32, 36), (190, 190, 196)
+FONT_SIZE, PADDING = 17, 10
+USER, MODEL, LETTERS = (44, 62, 92), (66, 66, 72), (228, 228, 232)
 
 PUBLISHED: dict[str, tuple[list[str], str]] = {
     "OmniGen2-text-to-image": ([], "A large purple diamond in the middle, a small white ring at the top right and a small orange circle at the bottom left on a black background"),
@@ -41,18 +46,49 @@ PUBLISHED: dict[str, tuple[list[str], str]] = {
         ["A large yellow diamond in the middle on a black background", "A large blue triangle in the middle on a white background"],
         "Put the shape from image 1 at the top right and the shape from image 2 at the bottom left on a purple background",
     ),
+    "OmniGen2-accelerate": (["A large red diamond in the middle and a small white circle at the bottom left on a blue background"], "Turn the red diamond into a ring"),
 }  # fmt: skip
-"""For each template on the published weights: what to draw as its pictures, and the prompt for the built-in model."""
+"""For each template on the published weights in which nobody looks: what to draw as its pictures, and the prompt for the
+built-in model. Those of the others depend on what it sees and are in built_in_choices.py."""
+
+TEXTS = {"OmniGen2Encode": "prompt", "OmniGen2Ask": "question", "OmniGen2Chat": "message", "OmniGen2ReflectionLoop": "prompt", "OmniGen2BestOfN": "prompt"}
+"""The input that says what is wanted, by node."""
+
+
+class Outcome(NamedTuple):
+    """What a run gave. said: who says it (the user?) and what, a text or a picture, where the template is a talk."""
+
+    sources: list[Image.Image]
+    result: Image.Image | None
+    said: list[tuple[bool, str | Image.Image]] = []
 
 
 def api(name: str) -> dict:
     return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def run(server: Server, prompt: dict) -> tuple[list[Image.Image], Image.Image]:
-    """Run a graph; its pictures shown on the way, in order, and the one that it saves."""
+def run(server: Server, prompt: dict, given: list[Image.Image] = ()) -> Outcome:
+    """Run a graph. given: the pictures that were loaded into it."""
     result = server.run(prompt)
-    last = next(node for node in prompt if prompt[node]["class_type"] == "SaveImage")
+    kinds = {entry["class_type"]: node for node, entry in prompt.items()}
+    if "OmniGen2Ask" in kinds:
+        node = kinds["OmniGen2Ask"]
+        asked = [(True, picture) for picture in given or server.images(result)]
+        return Outcome([], None, [*asked, (True, prompt[node]["inputs"]["question"]), (False, result.ui[node]["text"][0])])
+    if "OmniGen2Chat" in kinds:
+        return Outcome([], None, conversation(server, result, kinds["OmniGen2Chat"]))
+    judged = kinds.get("OmniGen2ReflectionLoop") or kinds.get("OmniGen2BestOfN")
+    if judged:
+        made = result.ui[judged]["omnigen2_rounds"][0]
+        drawn = [opened(server, name) for name in made["pictures"]]
+        best = drawn.pop(made["best"])
+        return Outcome(drawn, best)
+    last = kinds["SaveImage"]
+    return Outcome(list(given) or shown_on_the_way(server, prompt, result, last), server.images(result, last)[0])
+
+
+def shown_on_the_way(server: Server, prompt: dict, result: Result, last: str) -> list[Image.Image]:
+    """What a graph shows besides what it saves, in order."""
     final_parents = {tuple(link) for link in prompt[last]["inputs"].values() if isinstance(link, list)}
     shown = []
     for node, entry in prompt.items():
@@ -61,23 +97,41 @@ def run(server: Server, prompt: dict) -> tuple[list[Image.Image], Image.Image]:
         enlarged = prompt[entry["inputs"]["images"][0]]
         if tuple(enlarged["inputs"]["image"]) not in final_parents:
             shown += server.images(result, node)
-    return shown, server.images(result, last)[0]
+    return shown
+
+
+def conversation(server: Server, result: Result, node: str) -> list[tuple[bool, str | Image.Image]]:
+    """What was said and shown in a chat."""
+    turns = json.loads(result.ui[node]["omnigen2_chat"][0]["conversation"])["turns"]
+    return [
+        (turn["role"] == "user", said)
+        for turn in turns
+        for said in (*filter(None, [turn["text"]]), *(opened(server, name) for name in turn["images"]))
+    ]
+
+
+def opened(server: Server, name: str) -> Image.Image:
+    with Image.open(server.output / name) as picture:
+        return picture.convert("RGB")
 
 
 def draw(server: Server, text: str) -> Image.Image:
     """A picture by the built-in model."""
     prompt = api("Try-it-text-to-image")
     node_of(prompt, "OmniGen2Encode")["inputs"]["prompt"] = text
-    return run(server, prompt)[1]
+    return run(server, prompt).result
 
 
 def node_of(prompt: dict, class_type: str) -> dict:
     return next(entry for entry in prompt.values() if entry["class_type"] == class_type)
 
 
-def on_built_in_model(server: Server, name: str, sources: list[Image.Image], text: str) -> dict:
-    """A template's API graph with the built-in model's loader, settings and sizes, on these pictures."""
-    settings, prompt = built_in_settings(), api(name)
+def on_built_in_model(server: Server, name: str, sources: list[Image.Image], text: str, **settings) -> dict:
+    """A template's API graph with the built-in model's loader, settings and sizes, on these pictures.
+
+    settings: those that are not the built-in model's own.
+    """
+    settings, prompt = {**built_in_drawing(), **settings}, api(name)
     outputs = {"OmniGen2LoadDiffusionModel": 0, "OmniGen2LoadEncoder": 1, "OmniGen2LoadVAE": 2}
     moved = {}
     for node, entry in list(prompt.items()):
@@ -95,10 +149,9 @@ def on_built_in_model(server: Server, name: str, sources: list[Image.Image], tex
         inputs |= {key: moved[value[0]] for key, value in inputs.items() if isinstance(value, list) and value[0] in moved}
         if entry["class_type"] == "LoadImage":
             inputs["image"] = server.save_input(f"{name}-{inputs['image']}-{len(list(server.input.iterdir()))}.png", next(left))
-        elif entry["class_type"] == "OmniGen2Encode":
-            inputs |= {"prompt": text, "negative_prompt": "", "width": settings["default_width"], "height": settings["default_height"]}
-        elif entry["class_type"] == "OmniGen2Sample":
-            inputs |= {key: settings[key] for key in ("steps", "text_guidance", "image_guidance", "guidance_end")}
+        elif entry["class_type"].startswith("OmniGen2"):
+            inputs |= {key: value for key, value in settings.items() if key in inputs}
+            inputs |= {TEXTS[entry["class_type"]]: text} if entry["class_type"] in TEXTS else {}
         elif entry["class_type"] == "ImageScaleToTotalPixels":
             inputs["megapixels"] = 0.01
     return prompt
@@ -127,18 +180,65 @@ def compose(sources: list[Image.Image], result: Image.Image) -> Image.Image:
     return card
 
 
+def talk(said: list[tuple[bool, str | Image.Image]]) -> Image.Image:
+    """A conversation from top to bottom, the user's on the right; pictures share the height that the texts leave."""
+    card = Image.new("RGB", SIZE, BACKGROUND)
+    canvas, font = ImageDraw.Draw(card), ImageFont.load_default(FONT_SIZE)
+    texts = [wrapped(text, font, SIZE[0] - 4 * MARGIN - 2 * PADDING) if isinstance(text, str) else None for _, text in said]
+    boxes = [canvas.multiline_textbbox((0, 0), text, font) if text else (0, 0, 0, 0) for text in texts]
+    heights = [round(box[3]) + 2 * PADDING if text else 0 for text, box in zip(texts, boxes)]
+    pictures = sum(text is None for text in texts)
+    left = SIZE[1] - 2 * MARGIN - sum(heights) - (len(said) - 1) * PADDING
+    side = min(left // pictures, 260) if pictures else 0
+    top = (SIZE[1] - sum(heights) - pictures * side - (len(said) - 1) * PADDING) // 2
+    for (user, what), text, box, height in zip(said, texts, boxes, heights):
+        width = round(box[2]) + 2 * PADDING if text else side
+        x = SIZE[0] - MARGIN - width if user else MARGIN
+        if text:
+            canvas.rounded_rectangle((x, top, x + width, top + height), 8, fill=USER if user else MODEL)
+            canvas.multiline_text((x + PADDING, top + PADDING - 2), text, LETTERS, font)
+        else:
+            card.paste(what.resize((side, side), Image.Resampling.LANCZOS), (x, top))
+        top += (height or side) + PADDING
+    return card
+
+
+def wrapped(text: str, font: ImageFont.ImageFont, width: int) -> str:
+    """The text in lines of at most this width in pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def published(server: Server, name: str) -> Outcome:
+    """A template for the published weights, on the built-in model."""
+    if name in THUMBNAILS:
+        text, scenes, settings = THUMBNAILS[name]
+    else:
+        (scenes, text), settings = PUBLISHED[name], {}
+    sources = [draw(server, scene) for scene in scenes]
+    loaded = [with_mask(source) for source in sources] if name == "OmniGen2-masked-edit" else sources
+    return run(server, on_built_in_model(server, name, loaded, text, **settings), sources)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these templates")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
         for file in sorted(FOLDER.glob("*.json")):
-            if file.stem in PUBLISHED:
-                scenes, text = PUBLISHED[file.stem]
-                sources = [draw(server, scene) for scene in scenes]
-                given = [with_mask(source) for source in sources] if file.stem == "OmniGen2-masked-edit" else sources
-                _, result = run(server, on_built_in_model(server, file.stem, given, text))
-            else:
-                sources, result = run(server, api(file.stem))
-            compose(sources, result).save(file.with_suffix(".jpg"), quality=88, optimize=True)
-            print(file.stem)
+            name = file.stem
+            if options.names and name not in options.names:
+                continue
+            outcome = published(server, name) if name in PUBLISHED or name in THUMBNAILS else run(server, api(name))
+            card = talk(outcome.said) if outcome.said else compose(outcome.sources, outcome.result)
+            card.save(file.with_suffix(".jpg"), quality=88, optimize=True)
+            print(name)
 
 
 if __name__ == "__main__":

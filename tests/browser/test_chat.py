@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import harness
 import pytest
+from browser_harness import Canvas
+from needed import need_comfyui
+from PIL import Image
 from small_models import install_folder
 
 # What would be a picture, a link, bold or a script on a page that reads it as HTML or as Markdown.
@@ -286,6 +290,49 @@ def test_an_answer_that_came_while_another_workflow_was_open_is_added_when_its_o
     )
     canvas.load(saved)
     assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == ""
+
+
+def test_a_long_conversation_drops_its_oldest_pictures_first_and_the_node_says_so(chats, canvas):
+    """As in the host's test of fifty turns, at the limit: what the page shows of it."""
+    [chat] = chats(DRAW)
+    names = [f"omnigen2_chat/long_{i}.png" for i in range(4)]
+    (canvas.server.output / "omnigen2_chat").mkdir(exist_ok=True)
+    for name in names:
+        Image.new("RGB", (64, 48), "red").save(canvas.server.output / name)
+    turns = [{"role": role, "text": f"{role} {i}", "images": []} for i in range(6) for role in ("user", "assistant")]
+    for turn, name in zip(turns[3:10:2], names, strict=True):
+        turn["images"] = [name]
+    chat.set("history", json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": turns}))
+    chat.set("keep_turns", 12)
+    chat.set("keep_images", 3)
+    assert chat.send("Draw a fox.") == "execution_success"
+    shown = chat.texts
+    assert len(shown) == 12 and shown[0] == "user 1" and shown[10] == "Draw a fox."
+    assert chat.log.get_by_role("img").count() == 3 + 1, "that of the answer comes on top"
+    assert shown[1] == "assistant 1\nEarlier pictures that are no longer kept: 1"
+    notes = canvas.page.get_by_role("status", name="Notes of the last run").inner_text()
+    assert f"the oldest images were dropped: {names[0]}." in notes and "the oldest 2 turns were dropped." in notes
+    assert canvas.errors == []
+
+
+def test_a_chat_goes_on_on_the_same_page_after_the_server_was_restarted(browser, golden, tmp_path):
+    need_comfyui()
+    with harness.Server(tmp_path) as server:
+        folder = install_folder(server.models, golden)
+        canvas = Canvas(browser, server)
+        canvas.reset()
+        [chat] = [Chat(canvas, *ids) for ids in canvas.evaluate(MAKE, [folder, [DRAW]])]
+        canvas.page.wait_for_timeout(500)
+        assert chat.send("Draw a fox.") == "execution_success"
+        canvas.evaluate("() => { window.back = new Promise(resolve => app.api.addEventListener('reconnected', () => resolve(true), {once: true})) }")
+        server.restart()
+        assert canvas.evaluate("window.back")
+        chat.writes("It is red.")
+        assert chat.send("Which colour?") == "execution_success"
+        assert chat.texts[-2:] == ["Which colour?", "It is red."] and len(chat.turns) == 4
+        picture = chat.log.get_by_role("img").element_handle()
+        canvas.page.wait_for_function("(img) => img.complete && img.naturalWidth === 64", arg=picture)
+        canvas.close()
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,39 @@ def test_notes_make_room_below_the_widgets_and_go_away_with_the_next_run(canvas)
     assert canvas.page.get_by_role("status", name="Notes of the last run").count() == 0
 
 
+def test_what_a_run_cost_stands_below_the_notes(canvas):
+    node = canvas.add_node("OmniGen2Sample")
+    cost = "36 evaluations: 8 in full, 16 of the picture's tokens alone, 12 skipped · 3.1 s"
+    canvas.evaluate(
+        """([id, notes, readout]) => app.api.dispatchCustomEvent('executed', {
+            node: String(id), display_node: String(id), prompt_id: 'none',
+            output: {omnigen2_notes: notes, omnigen2_readout: readout},
+        })""", [node, ["A note."], [cost]],
+    )
+    canvas.page.wait_for_timeout(300)
+    assert notes(canvas, node) == ["A note.", cost]
+    assert canvas.errors == []
+
+
+def test_the_methods_of_a_custom_acceleration_are_sent_with_the_prompt(canvas):
+    node = canvas.add_node("OmniGen2Accelerate")
+    canvas.page.wait_for_timeout(300)
+    assert canvas.prompt()[str(node)]["inputs"]["preset"] == "exact"
+    canvas.evaluate(
+        """(id) => {
+            const widget = app.graph.getNodeById(id).widgets.find(w => w.name === 'preset');
+            widget.value = 'custom';
+            widget.callback?.('custom');
+        }""", node,
+    )
+    canvas.page.wait_for_timeout(300)
+    sent = canvas.prompt()[str(node)]["inputs"]
+    assert {name for name in sent if name.startswith("preset.")} == {
+        "preset.context_refresh", "preset.guidance_every", "preset.disagreement", "preset.first_block",
+        "preset.teacache", "preset.taylorseer",
+    }  # fmt: skip
+
+
 def test_a_run_shows_its_notes_and_saves_none_of_them(canvas):
     """A prompt that names none of two references, on the encode node of the last step."""
     workflow = json.loads((ROOT / "workflows/Try-it-in-context-two-references.json").read_text(encoding="utf-8"))

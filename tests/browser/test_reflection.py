@@ -13,6 +13,7 @@ RIGHT = "VERDICT: RIGHT\nPROBLEM: NONE\nKIND: NONE\nFIX: NONE"
 WRONG = f"VERDICT: WRONG\nPROBLEM: the fox is {HOSTILE}\nKIND: ATTRIBUTE\nFIX: Make the fox red"
 ASKED = "Is there a fox?"
 TWO_ROUNDS = [WRONG, ASKED, 0.3, RIGHT, 0.9]
+KOREAN = "여우가 파란색입니다. 빨간색으로 바꾸세요."
 
 MAKE = """([folder, script, type]) => {
     const [loader, script_node, drawing] = ['OmniGen2LoadFolder', 'TestReflects', type].map((kind, i) => {
@@ -213,11 +214,87 @@ def test_undo_takes_back_what_the_user_did_and_not_the_rounds(loop, canvas):
 
 def test_best_of_n_shows_scores_and_has_nothing_to_pick(folder, canvas):
     make(canvas, folder, [ASKED, 0.3, 0.9], "OmniGen2BestOfN")
+    assert board(canvas).get_by_role("status").inner_text() == "Pictures appear here as they are drawn."
     canvas.run()
     canvas.page.wait_for_function(LOADED)
-    assert labels(canvas) == ["Round 0, drawn, 0.30", "Round 1 · best, drawn, 0.90"]
+    assert labels(canvas) == ["Picture 1, drawn, 0.30", "Picture 2 · best, drawn, 0.90"]
+    assert board(canvas).get_attribute("aria-label") == "Pictures"
+    assert "Picture 2" in board(canvas).get_by_role("region", name="What was said of the picture").inner_text()
     assert board(canvas).locator(".pick").is_hidden()
     assert canvas.errors == []
+
+
+@pytest.mark.parametrize(("answer", "shown", "reason"), [("", "(nothing)", "it was empty"), (KOREAN, KOREAN, "not in English")], ids=["empty", "another language"])
+def test_a_reflection_that_cannot_be_used_is_shown_as_no_opinion_with_what_was_written(folder, canvas, answer, shown, reason):
+    make(canvas, folder, [answer, answer, ASKED, 0.6])
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    assert labels(canvas) == ["Round 0 · best, drawn, no opinion, 0.60"]
+    assert board(canvas).get_by_role("status").inner_text() == "Ended: there was no usable reflection."
+    said = board(canvas).get_by_role("region", name="What was said of the round").inner_text()
+    assert reason in said and said.count(f"Answer of the model: {shown}") == 2
+    assert reason in canvas.page.get_by_role("status", name="Notes of the last run").inner_text()
+    assert canvas.errors == []
+
+
+SLOWLY = """([id, seconds, steps]) => {
+    const loop = app.graph.getNodeById(id), slow = LiteGraph.createNode('TestSlowModel');
+    slow.pos = [60, 400];
+    app.graph.add(slow);
+    slow.widgets.find(w => w.name === 'seconds').value = seconds;
+    app.graph.nodes.find(n => n.type === 'OmniGen2LoadFolder').connect(0, slow, 0);
+    slow.connect(0, loop, loop.findInputSlot('model'));
+    loop.widgets.find(w => w.name === 'steps').value = steps;
+}"""
+CANCEL_IN_ROUND = """async (round) => {
+    let drawing = false, asked = false, reached = 0;
+    const ended = new Promise(resolve => {
+        for (const kind of ['execution_interrupted', 'execution_success', 'execution_error'])
+            app.api.addEventListener(kind, () => resolve(kind), {once: true});
+    });
+    app.api.addEventListener('omnigen2.rounds', ({detail}) => { drawing = detail.stage === 'draw' && detail.round === round });
+    app.api.addEventListener('progress', ({detail}) => {
+        if (!drawing) return;
+        reached = detail.value;
+        if (asked) return;
+        asked = true;
+        window.during = document.querySelector('.omnigen2-rounds [role=status]').textContent;
+        app.extensionManager.command.execute('Comfy.Interrupt');
+    });
+    await app.queuePrompt(0, 1);
+    return [await ended, reached, window.during];
+}"""
+
+
+def test_cancelling_in_the_middle_of_the_second_picture_keeps_the_first_on_the_node(loop, canvas):
+    canvas.evaluate(SLOWLY, [loop, 0.2, 20])
+    ended, reached, during = canvas.evaluate(CANCEL_IN_ROUND, 1)
+    canvas.page.wait_for_timeout(500)
+    assert (ended, during) == ("execution_interrupted", "Round 1: drawing …") and reached < 10
+    assert labels(canvas) == ["Round 0 · best, drawn, not satisfied, 0.30"]
+    assert board(canvas).get_by_role("status").inner_text() == "Stopped before the end; what was finished is kept."
+    left = kept(canvas, loop)
+    # What is kept can be gone on from.
+    press(canvas, "Round 0: Go on from this round")
+    canvas.evaluate(SCRIPT, json.dumps([RIGHT, ASKED, 0.95]))
+    canvas.run()
+    canvas.page.wait_for_function("() => document.querySelectorAll('.omnigen2-rounds [role=list] button').length === 2")
+    made = kept(canvas, loop)
+    assert made["rounds"][0] == left["rounds"][0] and made["rounds"][1]["parent"] == 0
+    assert canvas.errors == []
+
+
+@pytest.mark.parametrize(
+    ("locale", "rounds", "pictures"),
+    [("ko", "그리는 대로 라운드가 여기에 나타납니다.", "그리는 대로 그림이 여기에 나타납니다."), ("zh", "各轮画出后显示在这里。", "各图像画出后显示在这里。")],
+)
+def test_the_board_speaks_the_user_s_language(open_canvas, locale, rounds, pictures):
+    canvas = open_canvas(locale=locale)
+    for kind, words in (("OmniGen2ReflectionLoop", rounds), ("OmniGen2BestOfN", pictures)):
+        canvas.clear()
+        canvas.add_node(kind)
+        canvas.page.wait_for_timeout(300)
+        assert board(canvas).get_by_role("status").inner_text() == words
 
 
 @pytest.mark.parametrize("rounds", [7, {"format": "omnigen2.reflection", "rounds": [None], "pictures": []}, {

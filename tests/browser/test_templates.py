@@ -1,20 +1,31 @@
 """Every template in the real frontend: it opens whole, sends what its API file says, and its picture is right."""
 from __future__ import annotations
 
+import io
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from harness import PACK_NAME, ROOT
-from template_graphs import BUILT_IN, FILES
+import built_in_choices as choices
+from harness import PACK_NAME, ROOT, Result
+from template_parts import BUILT_IN, FILES, built_in_settings
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.json"))
 BUILT_IN_NAMES = [name for name in NAMES if BUILT_IN in (FOLDER / f"{name}.json").read_text(encoding="utf-8")]
 PUBLISHED_NAMES = sorted(set(NAMES) - set(BUILT_IN_NAMES))
+USES = {
+    "text-to-image", "edit", "in-context-two-references", "in-context-three-references", "masked-edit", "lora",
+    "accelerate", "ask-about-a-picture", "chat", "reflect-until-right", "best-of-four",
+}  # fmt: skip
 LARGEST_THUMBNAIL = 40_000
+LARGEST_SCREENSHOT = 60_000
+
+
+DRAWING = {"OmniGen2Encode", "OmniGen2Sample", "OmniGen2Chat", "OmniGen2ReflectionLoop", "OmniGen2BestOfN"}
 
 
 def read(name: str) -> dict:
@@ -38,8 +49,16 @@ def test_each_use_is_there_for_the_published_weights_and_to_try():
         return {name.removeprefix(prefix).lower() for name in names}
 
     published, built_in = uses(PUBLISHED_NAMES, "OmniGen2-"), uses(BUILT_IN_NAMES, "Try-it-")
-    assert published == {"text-to-image", "edit", "in-context-two-references", "in-context-three-references", "masked-edit", "lora"}
-    assert built_in == published
+    assert published == built_in == USES
+
+
+def test_the_readme_names_them_all_and_its_screenshots_are_small():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"(workflows/{name}.json)" not in readme] == []
+    screenshots = re.findall(r"web/docs/images/screenshot-\w+\.png", readme)
+    assert bool(screenshots) == built_in_settings()["trained_reflection"], "they show what the built-in model can do"
+    for screenshot in screenshots:
+        assert (ROOT / screenshot).stat().st_size <= LARGEST_SCREENSHOT
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,33 +122,50 @@ def test_missing_files_can_be_downloaded_from_the_canvas(name):
         assert model["url"].endswith("/" + model["name"])
 
 
-@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+@pytest.mark.parametrize("name", [name for name in PUBLISHED_NAMES if not name.endswith("ask-about-a-picture")])
 def test_the_settings_are_the_references(name):
+    from omnigen2_core.acceleration.presets import PRESETS
+
     inputs = {}
     for node in read(f"api/{name}").values():
-        inputs |= {key: value for key, value in node["inputs"].items() if node["class_type"] in ("OmniGen2Sample", "OmniGen2Encode")}
+        inputs |= node["inputs"] if node["class_type"] in DRAWING else {}
     expected = {
         "steps": 50, "solver": "euler", "text_guidance": 5, "image_guidance": 2, "shift": "auto", "denoise": 1,
         "width": 1024, "height": 1024, "guidance_start": 0, "guidance_end": 1, "encoder_sees_images": False,
     }  # fmt: skip
-    assert {key: inputs[key] for key in expected} == expected
+    if name.endswith("accelerate"):
+        expected |= {"steps": PRESETS["balanced"].steps, "solver": PRESETS["balanced"].solver}
+    # Of the nodes that draw by themselves, none has a denoise, and the chat has its own way to see images.
+    absent = expected.keys() - inputs.keys()
+    assert absent <= {"denoise", "encoder_sees_images"}
+    assert {key: inputs[key] for key in expected if key not in absent} == {key: value for key, value in expected.items() if key not in absent}
 
 
 # ---- on the built-in model, judged by a program that sees only the pixels
 
 
-def pictures(canvas, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Run a template; the saved picture, and those shown on the way by the title of their frame."""
+def run_of(canvas, name: str) -> tuple[dict, Result]:
+    """Open a template and run it; its workflow and what came of it."""
     workflow = read(name)
     canvas.load(workflow)
     result = canvas.run()
+    assert canvas.errors == []
+    return workflow, result
+
+
+def pictures(canvas, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Run a template; the saved picture, and those shown on the way by the title of their frame."""
+    return pictures_of(canvas, *run_of(canvas, name))
+
+
+def pictures_of(canvas, workflow: dict, result: Result) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The saved picture of a run, and those shown on the way by the title of their frame."""
     saved, = canvas.images(result, saver_of(workflow))
     shown = {}
     for node in workflow["nodes"]:
         if node["type"] == "PreviewImage":
             enlarged, = canvas.images(result, str(node["id"]))
             shown[frame_of(workflow, node)] = np.asarray(enlarged.resize(saved.size, Image.Resampling.BOX))
-    assert canvas.errors == []
     return np.asarray(saved), shown
 
 
@@ -207,3 +243,115 @@ def test_the_lora_frames_the_picture_and_without_it_there_is_no_frame(canvas):
     canvas.evaluate("() => { app.graph.nodes.find(n => n.type === 'OmniGen2LoadLoRA').mode = 4 }")
     plain, = canvas.images(canvas.run(), saver_of(read("Try-it-LoRA")))
     assert_shows(np.asarray(plain), "blue", ring)
+
+
+def test_the_accelerated_edit_is_as_right_as_the_plain_one_and_computes_less(canvas):
+    canvas.server.free()  # What an earlier run has left would be taken from there, and nothing read out.
+    workflow, result = run_of(canvas, "Try-it-accelerate")
+    picture, shown = pictures_of(canvas, workflow, result)
+    assert_shows(shown["2. Edit it, everything computed"], *choices.ACCELERATE_SCENE)
+    assert_shows(picture, *choices.ACCELERATE_SCENE)
+    evaluations = {
+        frame_of(workflow, node): int(re.search(r"(\d+) (evaluations$|in full)", result.ui[str(node["id"])]["omnigen2_readout"][0].split(" · ")[0])[1])
+        for node in workflow["nodes"] if node["type"] == "OmniGen2Sample"
+    }  # fmt: skip
+    assert 4 * evaluations["3. Edit it, accelerated"] < evaluations["2. Edit it, everything computed"]
+
+
+# ---- on the built-in model, where it looks and speaks
+
+
+def node_of(workflow: dict, node_type: str) -> str:
+    return next(str(node["id"]) for node in workflow["nodes"] if node["type"] == node_type)
+
+
+def preview(canvas, workflow: dict, result: Result) -> list[np.ndarray]:
+    """What the template shows enlarged, in the size in which it was drawn."""
+    side = built_in_settings()["default_width"]
+    shown = canvas.images(result, node_of(workflow, "PreviewImage"))
+    return [np.asarray(image.resize((side, side), Image.Resampling.BOX)) for image in shown]
+
+
+def drawn(canvas, name: str) -> np.ndarray:
+    """A picture in the output folder."""
+    folder, _, file = name.rpartition("/")
+    data = canvas.server.get_bytes("/view", filename=file, subfolder=folder, type="output")
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def shows(picture: np.ndarray, ground: str, *things: tuple[str, str, str, str]) -> bool:
+    try:
+        assert_shows(picture, ground, *things)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_a_question_about_a_drawn_picture_is_answered_on_the_node(canvas):
+    workflow, result = run_of(canvas, "Try-it-ask-about-a-picture")
+    picture, = preview(canvas, workflow, result)
+    assert_shows(picture, *choices.ASK_SCENE)
+    [answer] = result.ui[node_of(workflow, "OmniGen2Ask")]["text"]
+    canvas.page.get_by_text(answer, exact=True).first.wait_for(timeout=60_000)
+    # Opened again, it is not asked again: the server has kept the answer.
+    canvas.load(workflow)
+    assert canvas.page.get_by_text(answer, exact=True).count() == 0
+    canvas.run()
+    canvas.page.get_by_text(answer, exact=True).first.wait_for(timeout=60_000)
+    assert [name for name in choices.ASK_NAMES if name not in answer] == [], answer
+
+
+def test_the_chat_draws_when_asked_to_answers_about_the_picture_and_changes_it(canvas):
+    workflow, result = run_of(canvas, "Try-it-chat")
+    node = node_of(workflow, "OmniGen2Chat")
+
+    def answer() -> dict:
+        return json.loads(result.ui[node]["omnigen2_chat"][0]["conversation"])["turns"][-1]
+
+    def say(message: str, show_last_picture: bool) -> Result:
+        canvas.evaluate("""([id, values]) => {
+            for (const [name, value] of Object.entries(values)) app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value;
+        }""", [node, {"message": message, "show_last_picture": show_last_picture}])
+        return canvas.run()
+
+    log = canvas.page.get_by_role("log")
+    assert choices.CHAT_MESSAGE in log.inner_text()
+    assert log.locator("> div").count() == 2 and answer()["role"] == "assistant"
+    [name] = answer()["images"]
+    assert_shows(drawn(canvas, name), *choices.CHAT_SCENE)
+    assert_shows(*preview(canvas, workflow, result), *choices.CHAT_SCENE)
+
+    message, show_last_picture, words = choices.CHAT_QUESTION
+    result = say(message, show_last_picture)
+    assert answer()["images"] == [] and [word for word in words if word not in answer()["text"]] == []
+    message, show_last_picture, scene = choices.CHAT_EDIT
+    result = say(message, show_last_picture)
+    [name] = answer()["images"]
+    assert_shows(drawn(canvas, name), *scene)
+    assert log.locator("> div").count() == 6
+
+
+def test_reflecting_ends_with_a_right_picture_where_the_first_was_wrong(canvas):
+    workflow, result = run_of(canvas, "Try-it-reflect-until-right")
+    made = result.ui[node_of(workflow, "OmniGen2ReflectionLoop")]["omnigen2_rounds"][0]
+    pictures = [drawn(canvas, name) for name in made["pictures"]]
+    saved, = canvas.images(result, saver_of(workflow))
+    assert np.array_equal(np.asarray(saved), pictures[made["best"]])
+    rounds = canvas.page.locator(".omnigen2-rounds").get_by_role("list").get_by_role("button")
+    assert rounds.count() == len(pictures) and "Round 0" in rounds.first.get_attribute("aria-label")
+    assert not shows(pictures[0], *choices.REFLECT_SCENE), "it shows nothing of reflection"
+    assert_shows(np.asarray(saved), *choices.REFLECT_SCENE)
+    assert made["stop"] == "the picture is right"
+
+
+def test_of_four_pictures_a_right_one_is_the_best(canvas):
+    workflow, result = run_of(canvas, "Try-it-best-of-four")
+    made = result.ui[node_of(workflow, "OmniGen2BestOfN")]["omnigen2_rounds"][0]
+    pictures = [drawn(canvas, name) for name in made["pictures"]]
+    saved, = canvas.images(result, saver_of(workflow))
+    assert np.array_equal(np.asarray(saved), pictures[made["best"]])
+    shown = canvas.page.locator(".omnigen2-rounds").get_by_role("list").get_by_role("button").all()
+    assert len(preview(canvas, workflow, result)) == len(shown) == len(pictures) == 4
+    assert [f"Picture {number}" in button.get_attribute("aria-label") for number, button in enumerate(shown, 1)] == [True] * 4
+    assert_shows(np.asarray(saved), *choices.BEST_SCENE)
+    assert not all(shows(picture, *choices.BEST_SCENE) for picture in pictures), "any of them would have done"

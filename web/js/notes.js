@@ -1,6 +1,6 @@
 // Shows what an OmniGen2 node has to say about its last run (a cut prompt, a small reference, a snapped size)
 // on the node itself. Notes are text from Python and possibly from a user's file name: they are only ever set
-// as textContent.
+// as textContent. Below them a sampler says what its run cost, more quietly.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
@@ -17,8 +17,8 @@ function element() {
   box.setAttribute("aria-live", "polite");
   box.setAttribute("aria-label", "Notes of the last run");
   box.style.cssText =
-    "font: 12px/18px sans-serif; padding: 4px 8px; overflow-y: auto; border-left: 3px solid #d9a441; " +
-    "background: rgba(217, 164, 65, 0.12); color: var(--input-text, #ddd); border-radius: 4px;";
+    "font: 12px/18px sans-serif; padding: 4px 8px; overflow-y: auto; border-left: 3px solid; " +
+    "color: var(--input-text, #ddd); border-radius: 4px;";
   return box;
 }
 
@@ -33,9 +33,9 @@ export function findNode(path) {
   return node;
 }
 
-function show(node, notes) {
+function show(node, notes, readout) {
   let widget = node.widgets?.find((w) => w.name === WIDGET);
-  if (!notes.length) {
+  if (!notes.length && !readout.length) {
     if (widget) node.removeWidget(widget);
     return;
   }
@@ -50,11 +50,15 @@ function show(node, notes) {
     widget.serialize = false;
   }
   const letters = Math.max(20, (node.size[0] - BESIDE_TEXT) / LETTER_WIDTH);
-  widget.lines = notes.reduce((n, text) => n + Math.ceil(text.length / letters), 0);
+  const lines = [...notes, ...readout];
+  widget.lines = lines.reduce((n, text) => n + Math.ceil(text.length / letters), 0);
+  widget.element.style.borderColor = notes.length ? "#d9a441" : "transparent";
+  widget.element.style.background = notes.length ? "rgba(217, 164, 65, 0.12)" : "none";
   widget.element.replaceChildren(
-    ...notes.map((text) => {
+    ...lines.map((text, i) => {
       const line = document.createElement("div");
       line.textContent = text;
+      if (i >= notes.length) line.style.opacity = 0.7;
       return line;
     }),
   );
@@ -68,7 +72,7 @@ app.registerExtension({
   setup() {
     api.addEventListener("executed", ({ detail }) => {
       const node = findNode(detail.display_node ?? detail.node);
-      if (node?.type?.startsWith("OmniGen2")) show(node, detail.output?.omnigen2_notes ?? []);
+      if (node?.type?.startsWith("OmniGen2")) show(node, detail.output?.omnigen2_notes ?? [], detail.output?.omnigen2_readout ?? []);
     });
   },
 });

@@ -1,5 +1,5 @@
-// Shows the rounds of OmniGen2 Reflection Loop and OmniGen2 Best of N side by side as they come. A click shows what was
-// said of a round; in the loop a round can be picked, and the next run goes on from it.
+// Shows the rounds of OmniGen2 Reflection Loop and the pictures of OmniGen2 Best of N side by side as they come. A click
+// shows what was said of one; in the loop a round can be picked, and the next run goes on from it.
 //
 // The rounds are kept in the node's properties, so that they are saved, copied and pasted with it; the pick is in its
 // widgets. All texts may come from a model or a stranger's file: they are only ever set as textContent.
@@ -7,7 +7,11 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { findNode } from "./notes.js";
 
-const KINDS = ["OmniGen2ReflectionLoop", "OmniGen2BestOfN"];
+// What the nodes call their entries. A round has the number that pick and the transcript know it by.
+const KINDS = {
+  OmniGen2ReflectionLoop: { name: "round", all: "rounds", details: "details", empty: "empty", first: 0 },
+  OmniGen2BestOfN: { name: "picture", all: "pictures", details: "pictureDetails", empty: "noPictures", first: 1 },
+};
 const WIDGET = "omnigen2_rounds";
 const PROPERTY = "omnigen2_rounds";
 const EVENT = "omnigen2.rounds";
@@ -20,7 +24,11 @@ const WORDS = {
     rounds: "Rounds",
     details: "What was said of the round",
     empty: "Rounds appear here as they are drawn.",
-    round: "Round",
+    round: "Round #",
+    picture: "Picture #",
+    pictures: "Pictures",
+    pictureDetails: "What was said of the picture",
+    noPictures: "Pictures appear here as they are drawn.",
     best: "best",
     picked: "picked",
     seed: "seed",
@@ -57,7 +65,11 @@ const WORDS = {
     rounds: "라운드",
     details: "이 라운드에 대한 의견",
     empty: "그리는 대로 라운드가 여기에 나타납니다.",
-    round: "라운드",
+    round: "라운드 #",
+    picture: "그림 #",
+    pictures: "그림",
+    pictureDetails: "이 그림에 대한 의견",
+    noPictures: "그리는 대로 그림이 여기에 나타납니다.",
     best: "최고",
     picked: "선택됨",
     seed: "시드",
@@ -94,6 +106,10 @@ const WORDS = {
     details: "对该轮的意见",
     empty: "各轮画出后显示在这里。",
     round: "第 # 轮",
+    picture: "第 # 张",
+    pictures: "图像",
+    pictureDetails: "对该图像的意见",
+    noPictures: "各图像画出后显示在这里。",
     best: "最佳",
     picked: "已选",
     seed: "种子",
@@ -154,11 +170,6 @@ function word(key) {
   return Object.hasOwn(words, key) ? words[key] : plain(key);
 }
 
-function roundName(index) {
-  const name = word("round");
-  return name.includes("#") ? name.replace("#", index) : `${name} ${index}`;
-}
-
 function plain(value) {
   return typeof value === "string" ? value : "";
 }
@@ -208,16 +219,17 @@ function keepThroughUndo(node, rounds) {
 class Board {
   constructor(node) {
     this.node = node;
+    this.kind = KINDS[node.comfyClass];
     this.rounds = null;
     this.selected = null;
     this.progress = "";
     this.items = [];
-    this.strip = element("div", { role: "list", "aria-label": word("rounds") });
-    this.status = element("div", { role: "status", "aria-live": "polite" }, word("empty"));
-    this.details = element("div", { role: "region", "aria-label": word("details"), tabindex: "0" });
+    this.strip = element("div", { role: "list", "aria-label": word(this.kind.all) });
+    this.status = element("div", { role: "status", "aria-live": "polite" }, word(this.kind.empty));
+    this.details = element("div", { role: "region", "aria-label": word(this.kind.details), tabindex: "0" });
     this.pickButton = element("button", { type: "button", class: "pick" });
     this.pickButton.addEventListener("click", () => this.togglePick());
-    this.element = element("div", { role: "group", "aria-label": word("rounds"), class: "omnigen2-rounds" });
+    this.element = element("div", { role: "group", "aria-label": word(this.kind.all), class: "omnigen2-rounds" });
     this.element.append(this.strip, this.status, this.details, this.pickButton);
     this.element.addEventListener("keydown", (event) => this.onKey(event));
     this.pick = node.widgets?.find((widget) => widget.name === "pick");
@@ -234,11 +246,15 @@ class Board {
     this.render();
   }
 
+  nameOf(index) {
+    return word(this.kind.name).replace("#", index + this.kind.first);
+  }
+
   // Rounds come in from a run; stage and index say what is under way.
   receive(value, stage = "", index = -1) {
     const rounds = readRounds(value);
     if (!rounds) return;
-    this.progress = stage ? `${roundName(index)}: ${word(stage)} …` : "";
+    this.progress = stage ? `${this.nameOf(index)}: ${word(stage)} …` : "";
     // Only finished rounds are worth keeping: a run that has none yet does not wipe out those of the last one.
     if (rounds.rounds.length && JSON.stringify(rounds) !== JSON.stringify(this.rounds)) {
       const same = this.selected !== null && rounds.pictures[this.selected] === this.rounds?.pictures[this.selected];
@@ -277,7 +293,7 @@ class Board {
   }
 
   renderStatus() {
-    this.status.textContent = this.progress || word(this.rounds ? this.rounds.stop : "empty");
+    this.status.textContent = this.progress || word(this.rounds ? this.rounds.stop : this.kind.empty);
   }
 
   renderItem(entry, index, shown) {
@@ -298,12 +314,12 @@ class Board {
     // Where nothing could be scored, the first picture is returned and none was found the best.
     const best = index === this.rounds.best && typeof entry.score?.value === "number";
     const marks = [best && word("best"), index === this.pickedIndex() && word("picked")];
-    const name = [roundName(index), ...marks.filter(Boolean)].join(" · ");
+    const name = [this.nameOf(index), ...marks.filter(Boolean)].join(" · ");
     const made = word(entry.origin);
     const said = [word(entry.reflection?.verdict), this.scoreOf(entry)].filter(Boolean).join(", ");
     title.textContent = name;
     verdict.textContent = said;
-    image.alt = `${roundName(index)}: ${made}`;
+    image.alt = `${this.nameOf(index)}: ${made}`;
     image.loading = "lazy";
     const source = address(this.rounds.pictures[index]);
     if (image.getAttribute("src") !== source) image.src = source;
@@ -319,7 +335,7 @@ class Board {
   detailsOf(entry, index) {
     const said = entry.reflection;
     const seed = entry.seed === null || entry.seed === undefined ? "" : `, ${word("seed")} ${entry.seed}`;
-    const lines = [[roundName(index), `${word(entry.origin)}${seed}`]];
+    const lines = [[this.nameOf(index), `${word(entry.origin)}${seed}`]];
     if (said) {
       lines.push([word(said.verdict), plain(said.note)]);
       if (said.problem) lines.push([word("problem"), plain(said.problem)]);
@@ -342,7 +358,7 @@ class Board {
     this.pickButton.hidden = !this.pick || !this.rounds?.rounds.length;
     const picked = shown === this.pickedIndex();
     this.pickButton.setAttribute("aria-pressed", String(picked));
-    this.pickButton.textContent = `${roundName(shown)}: ${word(picked ? "unpick" : "pick")}`;
+    this.pickButton.textContent = `${this.nameOf(shown)}: ${word(picked ? "unpick" : "pick")}`;
   }
 
   // Which of the rounds that are shown is picked. It may be an earlier run's, so the picture tells, and not the number.
@@ -408,7 +424,7 @@ app.registerExtension({
     document.head.append(element("style", {}, STYLE));
   },
   nodeCreated(node) {
-    if (!KINDS.includes(node.comfyClass)) return;
+    if (!Object.hasOwn(KINDS, node.comfyClass)) return;
     const board = new Board(node);
     boards.set(node, board);
     const onConfigure = node.onConfigure;

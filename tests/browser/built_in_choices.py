@@ -1,0 +1,68 @@
+"""What the templates on the built-in model say where it looks, speaks or saves work, and what must come of it.
+
+Words, seeds and steps that another training may turn from right to wrong are here and nowhere else. After changing one,
+write the templates anew (author.py), then their pictures (author_thumbnails.py) and the README's (author_screenshots.py).
+
+A scene is what the judge has to see: its ground, then place, colour, shape and size of each thing.
+"""
+from __future__ import annotations
+
+# Try-it-accelerate: a picture, and an edit of it that must come out right in 50 plain steps and with the preset balanced.
+ACCELERATE_PICTURE = "A large green triangle in the middle and a large red circle at the top left on a white background"
+ACCELERATE_EDIT = "Make the green triangle purple"
+ACCELERATE_SEED = 1
+ACCELERATE_SCENE = ("white", ("middle", "purple", "triangle", "large"), ("top left", "red", "circle", "large"))
+
+# Try-it-ask-about-a-picture: a picture is drawn and asked about. Every one of the names must be in the answer.
+ASK_PICTURE = "A large red circle at the top left and a small blue square at the bottom right on a yellow background"
+ASK_SEED = 1
+ASK_SCENE = ("yellow", ("top left", "red", "circle", "large"), ("bottom right", "blue", "square", "small"))
+ASK_QUESTION = "What does the picture show?"
+ASK_NAMES = ("red circle", "blue square", "yellow")
+
+# Try-it-chat: the message that stands in the field when it is opened, which the model must answer with this picture.
+CHAT_MESSAGE = "Draw a large green ring in the middle and a small red cross at the top left on a white background"
+CHAT_SEED = 1
+CHAT_SCENE = ("white", ("middle", "green", "ring", "large"), ("top left", "red", "cross", "small"))
+# What is said after it, with the newest picture shown again or not, and words that must be in the answer; without words
+# a picture with this scene must come.
+CHAT_QUESTION = ("What color is the ring?", False, ("green",))
+CHAT_EDIT = ("Make the green ring blue", True, ("white", ("middle", "blue", "ring", "large"), ("top left", "red", "cross", "small")))
+
+# Try-it-reflect-until-right: so many steps that one shot is right about every second time. The first picture of this
+# seed must be wrong, and the best one right.
+REFLECT_PROMPT = (
+    "A small red circle at the top left, a large blue square on the right, a small yellow ring at the bottom and a large green diamond in the "
+    "middle on a white background"
+)
+REFLECT_SEED = 30
+REFLECT_STEPS = 3
+REFLECT_ROUNDS = 2
+# Corrections are learnt and scored without guidance (MENDING in omnigen2_core/nano/drawn.py).
+REFLECT_EDITS = {"edit_text_guidance": 1.0, "edit_image_guidance": 1.0}
+REFLECT_SCENE = (
+    "white", ("top left", "red", "circle", "small"), ("right", "blue", "square", "large"), ("bottom", "yellow", "ring", "small"),
+    ("middle", "green", "diamond", "large"),
+)  # fmt: skip
+
+# Try-it-best-of-four: of four seeds from this one on, one at least must draw it right and one wrong.
+BEST_PROMPT, BEST_SEED, BEST_STEPS, BEST_SCENE = REFLECT_PROMPT, 4, REFLECT_STEPS, REFLECT_SCENE
+
+# The pictures beside the templates for the published weights, which the built-in model draws in their place: for each
+# the words that take the place of the template's, what it is shown, and settings other than the built-in model's own.
+THUMBNAILS = {
+    "OmniGen2-ask-about-a-picture": (ASK_QUESTION, ["A large purple cross in the middle and a small white ring at the top right on a blue background"], {}),
+    "OmniGen2-chat": ("Draw a large orange triangle on the left and a small white circle on the right on a purple background", [], {}),
+    "OmniGen2-reflect-until-right": (
+        "A large red ring on the left, a small blue cross at the top, a large yellow square in the middle and a small white circle at the bottom right "
+        "on a black background",
+        [],
+        {"seed": 3, "steps": 3, "redraw": "edit", **REFLECT_EDITS},
+    ),
+    "OmniGen2-best-of-four": (
+        "A small green triangle at the top right, a large purple circle in the middle, a small red square on the left and a large blue ring at the "
+        "bottom on a yellow background",
+        [],
+        {"seed": 1, "steps": 3},
+    ),
+}  # fmt: skip
