@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .acceleration import OmniGen2Accelerate
 from .chat import OmniGen2Chat
+from .compile import OmniGen2Compile
 from .encode import OmniGen2Encode
 from .host.assets import PACK, serve_under_odd_name
 from .host.replacements import register_replacements
@@ -24,6 +26,8 @@ NODES: list[type[io.ComfyNode]] = [
     OmniGen2Sample,
     OmniGen2Guider,
     OmniGen2Sigmas,
+    OmniGen2Accelerate,
+    OmniGen2Compile,
     OmniGen2Ask,
     OmniGen2EnhancePrompt,
     OmniGen2Chat,

@@ -53,7 +53,7 @@ def draw(
 
     latents = [encode_reference(vae, picture, **reference_limits) for picture in drawing.references]
     positive, negative = _conditioning(drawing.text), _conditioning(drawing.negative)
-    samples, more = sample_latent(
+    samples, more, _ = sample_latent(
         model,
         with_references(positive, latents),
         with_references(negative, latents),

@@ -21,6 +21,7 @@ class HostDrawer:
     Attributes:
         encoding: Inputs of OmniGen2 Encode: the negative prompt, sizes and limits.
         sampling: Settings of `sample_latent`, all but the seed.
+        editing: Those of them that are others in `edit`.
         notes: What the first pictures gave to say; it fills while drawing.
     """
 
@@ -29,11 +30,12 @@ class HostDrawer:
     vae: Any
     encoding: Mapping[str, Any]
     sampling: Mapping[str, Any]
+    editing: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __call__(self, prompt: str, references: Sequence[Image.Image], seed: int) -> Image.Image:
         """Draws a prompt. Raises what those nodes raise, and ComfyUI's exception when the run is cancelled."""
-        picture, notes = self._draw(prompt, references, seed, self.encoding)
+        picture, notes = self._draw(prompt, references, seed, self.encoding, self.sampling)
         self.notes += notes
         return picture
 
@@ -42,16 +44,22 @@ class HostDrawer:
 
         There are no notes: they would advise about a reference that the user has not chosen.
         """
-        return self._draw(prompt, references, seed, {**self.encoding, "match_reference": True})[0]
+        encoding, sampling = {**self.encoding, "match_reference": True}, {**self.sampling, **self.editing}
+        return self._draw(prompt, references, seed, encoding, sampling)[0]
 
     def _draw(
-        self, prompt: str, references: Sequence[Image.Image], seed: int, encoding: Mapping[str, Any]
+        self,
+        prompt: str,
+        references: Sequence[Image.Image],
+        seed: int,
+        encoding: Mapping[str, Any],
+        sampling: Mapping[str, Any],
     ) -> tuple[Image.Image, list[str]]:
         images = {f"image_{i}": to_image_tensor(picture) for i, picture in enumerate(references, start=1)}
         encoded = OmniGen2Encode.execute(self.clip, prompt, vae=self.vae, images=images, **encoding)
         positive, negative_ref, negative, latent = encoded.result
-        samples, notes = sample_latent(
-            self.model, positive, negative_ref, negative, latent, seed=seed, **self.sampling
+        samples, notes, _ = sample_latent(
+            self.model, positive, negative_ref, negative, latent, seed=seed, **sampling
         )
         comfy.model_management.throw_exception_if_processing_interrupted()
         return to_pil(self.vae.decode(samples)[0]), encoded.ui[NOTES] + notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any, Mapping
 
 import torch
@@ -24,6 +25,8 @@ CATEGORY = "OmniGen2/reflection"
 ENCODING = ("negative_prompt", "width", "height", "match_reference")
 ENCODING_ADVANCED = ("max_pixels", "max_side", "encoder_sees_images")
 NO_SCORE = -1.0
+AS_FIRST = 0.0
+"""A guidance scale for edits that stands for the one of the first drawing."""
 
 
 class OmniGen2ReflectionLoop(io.ComfyNode):
@@ -66,6 +69,8 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     tooltip="prompted: a fixed question, for the published weights. trained: for weights that were "
                     "fine-tuned to reflect. auto: what the loaded weights are made for.",
                 ),
+                _edit_guidance("text"),
+                _edit_guidance("image"),
                 _judge_input(),
                 io.Int.Input(
                     "pick",
@@ -99,9 +104,25 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, prompt, seed, rounds, redraw, reflect_by, judge, pick=-1, earlier_rounds="", images=None, **drawing
+        cls,
+        clip,
+        prompt,
+        seed,
+        rounds,
+        redraw,
+        reflect_by,
+        judge,
+        edit_text_guidance=AS_FIRST,
+        edit_image_guidance=AS_FIRST,
+        pick=-1,
+        earlier_rounds="",
+        images=None,
+        **drawing,
     ) -> io.NodeOutput:
-        drawer, task, settings = _prepare(clip, prompt, images, drawing)
+        editing = {"text_guidance": edit_text_guidance, "image_guidance": edit_image_guidance}
+        editing = {name: scale for name, scale in editing.items() if scale != AS_FIRST}
+        drawer, task, settings = _prepare(clip, prompt, images, drawing, editing)
+        settings |= {f"edit_{name}": scale for name, scale in editing.items()}
         if pick < 0:
             record, names, notes = Record(task), [], []
         else:
@@ -205,7 +226,7 @@ class OmniGen2BestOfN(io.ComfyNode):
             _images(ranked),
             [NO_SCORE if value is None else value for value in values],
             [entry.seed for entry in ranked],
-            to_text(record),
+            to_text(record, _picture_name),
             shown.to_json(),
             notes=filter(None, [*(entry.score.note for entry in record.rounds), *drawer.notes]),
             **{ROUNDS: [shown.values()]},
@@ -252,6 +273,19 @@ def _judge_input() -> io.Combo.Input:
     )
 
 
+def _edit_guidance(kind: str) -> io.Float.Input:
+    return io.Float.Input(
+        f"edit_{kind}_guidance",
+        default=AS_FIRST,
+        min=0.0,
+        max=20.0,
+        step=0.1,
+        advanced=True,
+        tooltip=f"The {kind} guidance where a picture is edited to correct it, if it is to be another than that of the "
+        "first drawing. 0: the same. 1: none.",
+    )
+
+
 def _transcript_outputs() -> list[io.Output]:
     return [
         io.String.Output(
@@ -267,20 +301,30 @@ def _transcript_outputs() -> list[io.Output]:
 
 
 def _prepare(
-    clip: Any, prompt: str, images: Mapping[str, torch.Tensor | None] | None, drawing: dict[str, Any]
+    clip: Any,
+    prompt: str,
+    images: Mapping[str, torch.Tensor | None] | None,
+    drawing: dict[str, Any],
+    editing: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[HostDrawer, Task, dict[str, Any]]:
     """Who draws, what is to be drawn, and the settings as a transcript keeps them.
 
-    drawing: `model`, `vae`, the inputs of OmniGen2 Encode and of `sample_latent`. Raises what those would refuse.
+    drawing: `model`, `vae`, the inputs of OmniGen2 Encode and of `sample_latent`; editing: those of the latter that
+    are others when a picture is edited. Raises what those would refuse.
     """
     profile = profile_of_clip(clip)
     model, vae = drawing.pop("model"), drawing.pop("vae")
     require_vae(vae)
     references = collect_pictures(images, min(MAX_REFERENCES, profile.max_references))
     encoding = {name: drawing.pop(name) for name in (*ENCODING, *ENCODING_ADVANCED) if name in drawing}
-    drawer = HostDrawer(model, clip, vae, encoding, drawing)
+    drawer = HostDrawer(model, clip, vae, encoding, drawing, editing)
     settings = {**encoding, **drawing, "shift": shift_of(drawing.get("shift"))}
     return drawer, Task(prompt, tuple(references)), settings
+
+
+def _picture_name(index: int) -> str:
+    """As web/js/reflection.js names the pictures of OmniGen2 Best of N."""
+    return f"picture {index + 1}"
 
 
 def _images(entries: list[Round]) -> list[torch.Tensor]:

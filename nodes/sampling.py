@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.sample
@@ -17,6 +17,7 @@ from ..omnigen2_core.guidance import Guidance
 from .host.guider import OmniGen2CFGGuider, make_sampler, notes_on_guidance, require_omnigen2
 from .host.model import profile_of
 from .host.notes import output_with_notes
+from .host.readout import READOUT, Meter
 
 CATEGORY = "OmniGen2/sampling"
 
@@ -167,16 +168,28 @@ def notes_on_latent(samples: torch.Tensor) -> list[str]:
     ]
 
 
+class Sampled(NamedTuple):
+    """Denoised latents [B, 16, h, w] in the VAE's own scale on the intermediate device.
+
+    notes: what the user should know of the inputs. readout: what the run cost, in one line.
+    """
+
+    samples: torch.Tensor
+    notes: list[str]
+    readout: str
+
+
 def sample_latent(
     model, positive, negative_ref, negative, latent: dict, *, seed: int, steps: int, solver: str,
     text_guidance: float, image_guidance: float, guidance_start: float = 0.0, guidance_end: float = 1.0,
     shift: dict[str, Any] | None = None, denoise: float = 1.0,
-) -> tuple[torch.Tensor, list[str]]:
-    """Denoised latents [B, 16, h, w] in the VAE's own scale on the intermediate device, and notes for the user.
+) -> Sampled:
+    """One sampling run. The settings are the values of OmniGen2 Sampler's inputs.
 
-    The settings are the values of OmniGen2 Sampler's inputs. Raises what OmniGen2CFGGuider, `fitted_latent` and
-    `shift_of` raise, and ComfyUI's exception when the run is cancelled.
+    Raises what OmniGen2CFGGuider, `fitted_latent` and `shift_of` raise, and ComfyUI's exception when the run is
+    cancelled.
     """
+    meter = Meter(model.load_device)
     guidance = Guidance(text_guidance, image_guidance, (guidance_start, guidance_end))
     guider = OmniGen2CFGGuider(model, positive, negative_ref, negative, guidance)
     samples = fitted_latent(model, latent)
@@ -192,7 +205,8 @@ def sample_latent(
     out = out.to(
         device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
     )
-    return out, notes_on_guidance(model, positive, negative_ref, negative, guidance) + notes_on_latent(samples)
+    notes = notes_on_guidance(model, positive, negative_ref, negative, guidance) + notes_on_latent(samples)
+    return Sampled(out, notes, meter.line(guider.record))
 
 
 class OmniGen2Sample(io.ComfyNode):
@@ -223,9 +237,9 @@ class OmniGen2Sample(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent, negative_ref=None, negative=None, **settings) -> io.NodeOutput:
-        out, notes = sample_latent(model, positive, negative_ref, negative, latent, **settings)
+        out, notes, readout = sample_latent(model, positive, negative_ref, negative, latent, **settings)
         kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
-        return output_with_notes({**kept, "samples": out}, notes=notes)
+        return output_with_notes({**kept, "samples": out}, notes=notes, **{READOUT: [readout]})
 
 
 class OmniGen2Guider(io.ComfyNode):

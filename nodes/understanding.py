@@ -126,8 +126,8 @@ class OmniGen2Ask(io.ComfyNode):
             on_step=live.on_step,
         )
         texts = [answer.text for answer in answers]
-        live.finish(*texts)
-        return output_with_notes(texts, notes=_notes(answers, max_length), text=texts)
+        shown = live.finish(*texts)
+        return output_with_notes(texts, notes=_notes(answers, max_length), text=texts, **shown)
 
 
 class OmniGen2EnhancePrompt(io.ComfyNode):
@@ -191,9 +191,9 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         live = LiveText(cls.hidden.unique_id, 1, max_length)
         if edited.strip():
-            live.finish(edited)
+            shown = live.finish(edited)
             note = "The text in edited was used and the model not asked; empty the field to have the prompt rewritten."
-            return output_with_notes(edited, notes=[note], text=[edited])
+            return output_with_notes(edited, notes=[note], text=[edited], **shown)
         assistant = assistant_of(clip)
         settings = SimpleNamespace(**sampling)
         enhanced = enhance.enhance_prompt(
@@ -207,8 +207,8 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
             on_text=lambda piece: live.on_text(0, piece),
             on_step=live.on_step,
         )
-        live.finish(enhanced.text)
-        return output_with_notes(enhanced.text, notes=enhanced.notes, text=[enhanced.text])
+        shown = live.finish(enhanced.text)
+        return output_with_notes(enhanced.text, notes=enhanced.notes, text=[enhanced.text], **shown)
 
 
 def choice_inputs(*, sampling: bool) -> list[io.Input]:

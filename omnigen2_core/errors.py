@@ -39,3 +39,7 @@ class GenerationError(OmniGen2Error):
 
 class ConversationError(OmniGen2Error):
     """A conversation that cannot be read or continued: malformed JSON, a picture that is gone, roles out of turn."""
+
+
+class CompileError(OmniGen2Error):
+    """The model cannot be compiled on this machine."""

@@ -47,12 +47,13 @@ def test_the_built_in_model_is_in_the_archive(archive):
     weights = "omnigen2_core/nano/weights/OmniGen2-nano/"
     parts = {name[len(weights):].split("/")[0] for name in archive if name.startswith(weights)}
     assert {"transformer", "vae", "mllm", "processor"} <= parts
-    assert sum((ROOT / name).stat().st_size for name in archive if name.startswith(weights)) <= 16 * 2**20
+    assert sum((ROOT / name).stat().st_size for name in archive if name.startswith(weights)) <= 24_000_000
 
 
 def test_a_full_clone_is_small():
-    sizes = dict(line.split(": ") for line in git("count-objects", "-v"))
-    assert (int(sizes["size"]) + int(sizes["size-pack"])) * 1024 < MAX_CLONE
+    # What a clone of this branch transfers: each object of its history once, however many packs of this
+    # repository hold it and whatever other branches lie beside it.
+    assert int(git("rev-list", "--objects", "--disk-usage", "HEAD")[0]) < MAX_CLONE
 
 
 def test_installing_can_move_no_package(pyproject):

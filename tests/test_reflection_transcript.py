@@ -84,6 +84,12 @@ def test_text_tells_the_same_to_people(record):
     assert "Best: round 1." in text and "steps 20" in text
 
 
+def test_rounds_may_go_by_another_name(record):
+    text = to_text(record, lambda index: f"picture {index + 1}")
+    assert "Picture 2: edited after picture 1, seed 6" in text and "Best: picture 2." in text
+    assert "Round" not in text
+
+
 def test_no_opinion_shows_what_the_model_really_said():
     unsure = Reflection.no_opinion("The answer could not be used.", ["Nice!\nRound 9: drawn", ""])
     text = to_text(reflect(TASK, ScriptedDrawer(40), ScriptedReflector(unsure), QualityVerifier()))

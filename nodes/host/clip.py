@@ -19,12 +19,14 @@ import comfy.utils
 from comfy.sd1_clip import ClipTokenWeightEncoder
 from comfy.text_encoders.llama import BaseGenerate
 
-from ...omnigen2_core.checkpoints import dequantise, require_vision
+from ...omnigen2_core.checkpoints import dequantise, pack_int8, require_vision
 from ...omnigen2_core.checkpoints.tensors import floating
 from ...omnigen2_core.errors import PromptError
 from ...omnigen2_core.mllm import build_mllm, encode_text, encode_with_images, generate_tokens, load_mllm_state_dict
+from ...omnigen2_core.quantised import holds_packed
 from ...omnigen2_core.vision import preprocess, smart_resize, token_counts
 from .model import LARGE_BYTES, with_fp8_scales
+from .packed import PackedModelPatcher, host_operations, refuse_fp8
 from .parts import Part
 from .tokenizer import TOKENS, HostTokenizer
 
@@ -185,13 +187,15 @@ def load_clip(part: Part, *, dtype: str = "auto", disable_dynamic: bool = False)
     """The encoder of `part` as a CLIP.
 
     dtype: "auto" keeps the file's storage and computes in bf16 where the device has it, else in fp32; "bf16" and
-    "fp32" store and compute so; "fp8_e4m3fn" stores the large matrices in fp8 and computes as "auto" does.
+    "fp32" store and compute so; "fp8_e4m3fn" stores the large matrices in fp8 and computes as "auto" does. Packed
+    weights stay packed under the first three.
     Raises CheckpointError for weights, config or tokenizer that do not belong together.
     """
     tokenizer = HostTokenizer.for_part(part)
     device = comfy.model_management.text_encoder_device()
     compute = _compute_dtype(dtype, device)
-    weights, operations = _prepared(part, compute, device, quantise=dtype == "fp8_e4m3fn")
+    weights, operations = _prepared(part, compute, device, dtype)
+    packed = holds_packed(weights)
     storage = _storage_dtype(dtype, weights, compute)
     target = SimpleNamespace(
         clip=OmniGen2Encoder,
@@ -203,8 +207,10 @@ def load_clip(part: Part, *, dtype: str = "auto", disable_dynamic: bool = False)
         parameters=sum(tensor.numel() for tensor in weights.values()),
         state_dict=[weights],
         model_options={"dtype": storage, "load_device": device, "custom_operations": operations},
-        disable_dynamic=disable_dynamic,
+        disable_dynamic=disable_dynamic or packed,
     )
+    if packed:
+        clip.patcher.__class__ = PackedModelPatcher
     clip.patcher.set_model_compute_dtype(compute)
     return clip
 
@@ -228,11 +234,15 @@ def _storage_dtype(choice: str, weights: Mapping[str, torch.Tensor], compute: to
 
 
 def _prepared(
-    part: Part, compute: torch.dtype, device: torch.device, *, quantise: bool
-) -> tuple[dict[str, torch.Tensor], type]:
+    part: Part, compute: torch.dtype, device: torch.device, dtype: str
+) -> tuple[dict[str, torch.Tensor], Any]:
     """The weights in core's present form of quantisation, where they are quantised, and the layer classes for them."""
     weights, _ = comfy.utils.convert_old_quants(part.weights(), metadata=dict(part.metadata))
-    quantise = quantise or comfy.model_management.text_encoder_dtype(device) is torch.float8_e4m3fn
+    weights = pack_int8(weights, part.source)
+    if holds_packed(weights):
+        refuse_fp8(dtype, part.source)
+        return weights, host_operations()
+    quantise = dtype == "fp8_e4m3fn" or comfy.model_management.text_encoder_dtype(device) is torch.float8_e4m3fn
     weights = with_fp8_scales(weights, quantise=quantise, source=part.source)
     quantisation = comfy.utils.detect_layer_quantization(weights, "")
     if quantisation is None:

@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from tqdm.auto import tqdm
 
+from ...omnigen2_core.acceleration.protocol import Work
 from ...omnigen2_core.errors import CheckpointError, PromptError
 from ...omnigen2_core.guidance import Branch, Guidance, branches, combine
 from ...omnigen2_core.sampler import sample
@@ -24,6 +25,7 @@ from .conditioning import (
     without_references,
 )
 from .model import OmniGen2Model, profile_of
+from .run import RUN_KEY
 
 SOURCES: dict[Branch, str] = {"cond": "positive", "ref": "negative_ref", "uncond": "negative"}
 """The conditioning that each branch of the guidance evaluates."""
@@ -89,6 +91,8 @@ class OmniGen2CFGGuider(comfy.samplers.CFGGuider):
     positive: prompt and references. negative_ref: negative prompt and references; None takes the negative prompt
     with the references of `positive`. negative: negative prompt alone; None takes negative_ref without references.
 
+    record: what the last run computed and what it left out; None for a MODEL of ComfyUI's own loaders.
+
     Raises PromptError if the guidance needs a negative prompt and there is none, CheckpointError for another MODEL,
     ReferenceImageError for references that the MODEL cannot read.
     """
@@ -107,6 +111,7 @@ class OmniGen2CFGGuider(comfy.samplers.CFGGuider):
         # Core's log reads it.
         self.cfg = guidance.text
         self.has_references = count_references(positive) > 0
+        self.record: list[Work] | None = None
         self._levels: list[float] = []
         if guidance.text > 1.0 and negative is None and negative_ref is None:
             raise PromptError(
@@ -127,6 +132,8 @@ class OmniGen2CFGGuider(comfy.samplers.CFGGuider):
 
     def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):
         self._levels = sigmas.tolist()
+        state = self.model_options["transformer_options"].get(RUN_KEY)
+        self.record = None if state is None else state.run.record
         # Some of core's samplers (uni_pc) write into the sigmas, which may be another node's cached output.
         return super().inner_sample(noise, latent_image, device, sampler, sigmas.clone(), *args, **kwargs)
 

@@ -24,6 +24,7 @@ from ...omnigen2_core.reflection import (
     Verifier,
     assistant_writer,
     model_looker,
+    trained_verifier,
 )
 from ...omnigen2_core.reflection.looker import Shown
 from ...omnigen2_core.yes_no import YesNo, ask_yes_no
@@ -62,7 +63,7 @@ def reflector_of(clip: Any, way: str) -> Reflector:
     assistant = _seeing(clip)
     if isinstance(assistant, Blind):
         return assistant
-    if way == "trained" or (way == "auto" and assistant.encoder.profile.trained_reflection):
+    if way == "trained" or (way == "auto" and _is_trained(assistant)):
         return TrainedReflector(assistant_writer(assistant, on_step=_check_cancelled))
     return PromptedReflector(host_looker(assistant).ask)
 
@@ -70,12 +71,17 @@ def reflector_of(clip: Any, way: str) -> Reflector:
 def verifier_of(clip: Any, judge: str) -> Verifier:
     """Who scores pictures: the encoder, `Blind` where it cannot look, or the endpoint that the environment names.
 
+    Weights that were fine-tuned to reflect are asked what they were taught, whichever way the reflector takes.
+
     Raises JudgeError when the endpoint is asked for and the environment does not name it.
     """
     if judge == "own_endpoint":
         return QuestionVerifier(_cancellable(Endpoint.from_environment().looker()))
     assistant = _seeing(clip)
-    return assistant if isinstance(assistant, Blind) else QuestionVerifier(host_looker(assistant))
+    if isinstance(assistant, Blind):
+        return assistant
+    looker = host_looker(assistant)
+    return trained_verifier(looker) if _is_trained(assistant) else QuestionVerifier(looker)
 
 
 def host_looker(assistant: HostAssistant) -> Looker:
@@ -92,6 +98,10 @@ def host_looker(assistant: HostAssistant) -> Looker:
         return answers
 
     return Looker(model_looker(assistant, batch=AT_ONCE, on_step=_check_cancelled).ask, yes_no)
+
+
+def _is_trained(assistant: HostAssistant) -> bool:
+    return assistant.encoder.profile.trained_reflection
 
 
 def _seeing(clip: Any) -> HostAssistant | Blind:

@@ -9,6 +9,8 @@ import comfy.model_management
 import comfy.utils
 from server import PromptServer
 
+SHOWN = "omnigen2_text"
+"""The key of a node's output under which web/js/written_text.js finds what to show where the result was kept."""
 INTERVAL = 0.1
 """Seconds between two looks at the text. A model may write more tokens in a second than a browser draws."""
 
@@ -44,11 +46,12 @@ class LiveText:
         if time.monotonic() - self.shown_at >= INTERVAL:
             self.show(self._joined())
 
-    def finish(self, *answers: str) -> None:
-        """Show the answers as they are in the end, which may be tidied up."""
+    def finish(self, *answers: str) -> dict[str, list[str]]:
+        """Show the answers as they are in the end, which may be tidied up; returns the same for the node's output."""
         self.answers = list(answers)
         self.progress.update_absolute(self.progress.total)
         self.show(self._joined())
+        return {SHOWN: [as_characters(self._joined())]}
 
     def show(self, text: str) -> None:
         """Put `text` on the node, if it is another than is there."""

@@ -5,6 +5,7 @@ Runs in a process that can import `comfy`; `tests/host/parity.py` is its command
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -14,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...omnigen2_core.acceleration.protocol import Run
 from ...omnigen2_core.acceleration.taylorseer import TaylorSeer
 from ...omnigen2_core.acceleration.teacache import TeaCache
 from ...omnigen2_core.parity.dit import DiTCase
@@ -23,7 +25,7 @@ from ...omnigen2_core.transformer import OmniGen2Config
 from .conditioning import MASK, REFERENCES, Conditioning
 from .guider import SOURCES, OmniGen2CFGGuider, make_sampler
 from .model import load_diffusion_model
-from .run import CACHE_KEY, RUN_KEY
+from .run import MAKE_RUN_KEY, RUN_KEY
 
 HOST_TOLERANCE = 1e-4
 _KEY = "parity"
@@ -97,7 +99,7 @@ class HostModel:
         references = [self._unscaled(ref[None]) for refs in case.references[rows] for ref in refs]
         if case.taylorseer or case.teacache is not None:
             make = TaylorSeer if case.taylorseer else lambda: TeaCache(case.teacache)
-            model.model_options["transformer_options"][CACHE_KEY] = make
+            model.model_options["transformer_options"][MAKE_RUN_KEY] = partial(Run, make_cache=make)
         negative = _conditioning(case.negative[rows], case.negative_mask[rows])
         guider = OmniGen2CFGGuider(
             model,
@@ -106,19 +108,16 @@ class HostModel:
             negative,
             case.guidance,
         )
-        names = {
-            str(entry["uuid"]): branch
-            for branch, source in SOURCES.items()
-            for entry in guider.original_conds.get(source, ())
-        }
+        branch_of = {source: branch for branch, source in SOURCES.items()}
         sigmas = 1.0 - case.times
 
         def record(executor, inner, conds, x, timestep, options):
             step = step_at(float(timestep[0]), sigmas)
-            for cond in conds:
-                evaluated.setdefault(names[str(cond[0]["uuid"])], []).append(step)
+            state = options["transformer_options"][RUN_KEY]
+            for name in filter(None, state.names(conds)):
+                evaluated.setdefault(branch_of[name], []).append(step)
             out = executor(inner, conds, x, timestep, options)
-            trace.computed = options["transformer_options"][RUN_KEY].run.computed
+            trace.computed = state.run.computed
             return out
 
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _KEY, record)
@@ -131,7 +130,7 @@ class HostModel:
         # The callback sees what each step began with.
         trace.latents = [*trace.latents[1:], self.patcher.model.process_latent_in(final).cpu()]
         trace.called = evaluated
-        batches = {",".join(names[name] for name in key.split(",")): steps for key, steps in trace.computed.items()}
+        batches = {",".join(branch_of[name] for name in key.split(",")): steps for key, steps in trace.computed.items()}
         trace.computed = batches if batches.keys() <= SOURCES.keys() else None
         return trace
 

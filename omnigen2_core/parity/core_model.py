@@ -122,7 +122,7 @@ class _Measured:
         self.changes: list[tuple[int, float]] = []
         self._signal: Tensor | None = None
 
-    def run_layers(self, stack: LayerStack, evaluation: Evaluation) -> tuple[Tensor, bool]:
+    def run_layers(self, stack: LayerStack, evaluation: Evaluation) -> Tensor:
         self.branch, signal = evaluation.branch, stack.signal()
         if self._signal is not None:
             change = (signal - self._signal).abs().mean() / self._signal.abs().mean()

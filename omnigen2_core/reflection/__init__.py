@@ -18,7 +18,7 @@ from .record import Record, Round, Stop
 from .redraw import Origin, Redraw
 from .score import Check, Examiner, Score, Verifier
 from .task import Drawer, Editor, Task
-from .trained import TrainedReflector, assistant_writer
+from .trained import TrainedReflector, assistant_writer, trained_verifier
 from .transcript import from_dict, to_dict, to_json, to_text
 from .verifier import QuestionVerifier
 
@@ -26,5 +26,5 @@ __all__ = [
     "MAX_ROUNDS", "Check", "Drawer", "Editor", "Endpoint", "Examiner", "Looker", "Origin", "PromptedReflector",
     "QuestionVerifier", "Record", "Redraw", "Reflection", "Reflector", "Round", "Scope", "Score", "Stage", "Stop",
     "Task", "TrainedReflector", "Verdict", "Verifier", "assistant_writer", "best_of", "from_dict", "model_looker",
-    "reflect", "to_dict", "to_json", "to_text",
+    "reflect", "to_dict", "to_json", "to_text", "trained_verifier",
 ]  # fmt: skip

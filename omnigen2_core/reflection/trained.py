@@ -12,6 +12,9 @@ model writes what is wrong and announces another picture (not satisfied), or end
 were not trained so end their turn after any words, and would seem satisfied with everything. The last line of
 a reflection is the correction, the lines before it tell the problem; a single line is both. A checkpoint that was
 trained on another form needs an adapter of its own beside this one, behind the same `Reflector`.
+
+Such a checkpoint is taught to say yes or no to the whole instruction at once, in the form of `QuestionVerifier`, and
+neither to list what an instruction demands nor to compare pictures: `trained_verifier`.
 """
 
 from __future__ import annotations
@@ -24,8 +27,11 @@ from PIL import Image
 from ..assistant import Assistant, OnStep
 from ..prompts import IMAGE_PLACE, chat_prompt
 from .answers import clean
-from .opinion import Earlier, Reflection
+from .looker import Looker
+from .opinion import Earlier, Reflection, Scope
+from .requirements import whole_question
 from .task import Task
+from .verifier import QuestionVerifier
 
 ANNOUNCEMENT = "<|img|>"
 
@@ -55,7 +61,11 @@ def sequence(task: Task, picture: Image.Image, earlier: Earlier = ()) -> tuple[s
 
 
 def read(written: Written) -> Reflection:
-    """The reflection that the model's words and the way they ended amount to."""
+    """The reflection that the model's words and the way they ended amount to.
+
+    Its scope is one that `Redraw.AUTO` edits, also where the correction speaks of places: the sequence goes on from its
+    picture, so the correction is an instruction on that picture and says nothing of what is right in it.
+    """
     text = clean(written.text)
     if not text:
         return Reflection.no_opinion("The model wrote nothing about the picture.", [text])
@@ -64,7 +74,7 @@ def read(written: Written) -> Reflection:
     if not written.announces_picture:
         return Reflection.no_opinion("The reflection was too long and had no end.", [text])
     *before, correction = [line.strip() for line in text.splitlines() if line.strip()]
-    return Reflection.wrong("\n".join(before) or correction, correction, answers=[text])
+    return Reflection.wrong("\n".join(before) or correction, correction, Scope.ATTRIBUTE, answers=[text])
 
 
 @dataclass(frozen=True)
@@ -95,3 +105,8 @@ def assistant_writer(assistant: Assistant, *, max_new_tokens: int = 128, on_step
         return Written(answer.text, last in tokenizer.special.announcement, last == tokenizer.special.im_end)
 
     return write_on
+
+
+def trained_verifier(looker: Looker) -> QuestionVerifier:
+    """The `Verifier` that such a checkpoint is, asked through `looker`."""
+    return QuestionVerifier(looker, lambda task: [whole_question(task)], pairwise=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from PIL import Image
 
@@ -80,24 +80,28 @@ def from_dict(
         raise ReflectionError(f"The transcript is damaged ({error!r}); run the loop again to make one.") from error
 
 
-def to_text(record: Record) -> str:
-    """A record to read: the instruction, every round in a few lines, and the outcome."""
+def to_text(record: Record, name: Callable[[int], str] = "round {}".format) -> str:
+    """A record to read: the instruction, every round in a few lines, and the outcome.
+
+    name: what the round of an index is called.
+    """
     lines = [f"Instruction: {_inline(record.task.instruction)}"]
     for entry in record.rounds:
-        lines += ["", *_round_lines(entry)]
+        lines += ["", *_round_lines(entry, name)]
     lines.append("")
     if record.stop is not None:
         lines.append(f"Ended: {record.stop.value}.")
     if record.best_index is not None:
-        lines.append(f"Best: round {record.best_index}.")
+        lines.append(f"Best: {name(record.best_index)}.")
     return "\n".join(lines)
 
 
-def _round_lines(entry: Round) -> list[str]:
+def _round_lines(entry: Round, name: Callable[[int], str]) -> list[str]:
     seed = "" if entry.seed is None else f", seed {entry.seed}"
-    after = "" if entry.parent is None else f" after round {entry.parent}"
+    after = "" if entry.parent is None else f" after {name(entry.parent)}"
     time = f", {sum(entry.seconds.values()):.1f} s" if entry.seconds else ""
-    lines = [f"Round {entry.index}: {entry.origin.value}{after}{seed}{time}", f"  Prompt: {_inline(entry.prompt)}"]
+    made = f"{name(entry.index).capitalize()}: {entry.origin.value}{after}{seed}{time}"
+    lines = [made, f"  Prompt: {_inline(entry.prompt)}"]
     value = "none" if entry.score.value is None else f"{entry.score.value:.3f}"
     lines.append(f"  Score: {value}{' - ' + entry.score.note if entry.score.note else ''}")
     for check in entry.score.checks:

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 COMFYUI = ROOT / ".host" / "ComfyUI"
 
 
-def load_pack(cpu: bool) -> ModuleType:
-    """The pack as ComfyUI imports it, under a name of its own, beside ComfyUI's modules."""
-    sys.argv[1:] = ["--cpu"] if cpu else []
+def load_pack(cpu: bool, *options: str) -> ModuleType:
+    """The pack as ComfyUI imports it, under a name of its own, beside ComfyUI's modules, which get these options."""
+    sys.argv[1:] = [*(["--cpu"] if cpu else []), *options]
     sys.path.insert(0, str(COMFYUI))
     import comfy.options
 

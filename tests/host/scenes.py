@@ -48,6 +48,12 @@ class Scene:
         counted = self.add("TestCountEvaluations", model=self.model)
         self.model, self.record = counted[0], counted[1]
 
+    def accelerate(self, preset: str = "custom", **settings) -> None:
+        """The model with OmniGen2 Accelerate from here on; settings of the custom choice that are not given are off."""
+        off = {"context_refresh": 1, "guidance_every": 1, "disagreement": 0.0, "first_block": 0.0, "teacache": 0.0, "taylorseer": 1}
+        chosen = {f"preset.{name}": value for name, value in (off | settings).items()} if preset == "custom" else {}
+        self.model = self.add("OmniGen2Accelerate", model=self.model, preset=preset, **chosen)[0]
+
     def guidance(self, **changes) -> dict:
         """Inputs of sampler and guider that say how to guide."""
         settings = {

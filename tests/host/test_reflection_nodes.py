@@ -28,7 +28,8 @@ SETTINGS = {
 }  # fmt: skip
 ENCODE = ("prompt", "negative_prompt", "width", "height", "match_reference", "max_pixels", "max_side", "encoder_sees_images")
 SAMPLE = ("seed", "steps", "solver", "text_guidance", "image_guidance", "guidance_start", "guidance_end", "shift")
-LOOP = {**SETTINGS, "rounds": 2, "redraw": "auto", "reflect_by": "prompted", "pick": -1, "earlier_rounds": ""}
+LOOP = {**SETTINGS, "rounds": 2, "redraw": "auto", "reflect_by": "prompted", "edit_text_guidance": 0.0, "edit_image_guidance": 0.0, "pick": -1,
+        "earlier_rounds": ""}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

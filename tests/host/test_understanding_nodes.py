@@ -13,6 +13,7 @@ from omnigen2_core.presets import PRESETS
 
 BUILT_IN = "OmniGen2-nano (built in)"
 NOTES = "omnigen2_notes"
+SHOWN = "omnigen2_text"
 GROUNDS = ["blue", "white", "black"]
 GROUND = "What color is the background?"
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
@@ -155,6 +156,7 @@ def test_text_grows_on_the_node_with_its_very_characters(server, folder):
     assert len(shown) > 3
     assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:]))
     assert shown[-1] == text == result.ui[node]["text"][0]
+    assert result.ui[node][SHOWN] == [result.texts[-1][1]], "where the result is kept, the page shows this, which is no markup"
     assert not any(mark in piece.replace("&#", "") for _, piece in result.texts for mark in "<>[]_`&")
     assert result.progress(node)[-1] == (256, 256)
 
@@ -206,7 +208,7 @@ def test_the_rewritten_prompt_goes_out_and_stands_on_the_node(server, folder):
     talk.writing("Prompt: A red fox sits in\nfresh snow.")
     node = talk.enhance("여우", [talk.batch(2)])
     result = server.run(talk.graph)
-    assert result.ui[node] == {NOTES: [], "text": ["A red fox sits in fresh snow."]}
+    assert result.ui[node] == {NOTES: [], "text": ["A red fox sits in fresh snow."], SHOWN: [result.texts[-1][1]]}
     assert read(result.texts[-1][1]) == "A red fox sits in fresh snow."
 
 

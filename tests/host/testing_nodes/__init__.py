@@ -1,7 +1,10 @@
 """Nodes for the tests only: they bring tensors and figures out of the server's process."""
+import functools
 import gc
+import importlib
 import json
 import os
+import sys
 import time
 
 import folder_paths
@@ -11,6 +14,12 @@ from safetensors.torch import load_file, save_file
 import comfy.patcher_extension
 
 from . import native, reflecting, writing
+
+
+def core(name):
+    """A module of the pack's omnigen2_core, which the server knows by the pack's path."""
+    pack, = (module for module in sys.modules if module.endswith("OmniGen2.omnigen2_core"))
+    return importlib.import_module(f"{pack}.{name}")
 
 
 class TestSaveTensors:
@@ -173,10 +182,119 @@ class TestRecordCache:
         class Cache:
             def run_layers(self, stack, evaluation):
                 record["evaluations"].append((evaluation.branch, evaluation.step))
-                return stack.run(), True
+                return stack.run()
 
-        model.model_options.setdefault("transformer_options", {})["omnigen2_make_cache"] = Cache
+        run = functools.partial(core("acceleration.protocol").Run, make_cache=Cache)
+        model.model_options["transformer_options"]["omnigen2_make_run"] = run
         return (model, record)
+
+
+class TestRecordRoom:
+    """The same model, and a record of how many pictures ComfyUI makes room for when it samples."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL", "TEST_RECORD")
+    FUNCTION = "record"
+    CATEGORY = "testing"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def record(self, model):
+        model, record = model.clone(), {"pictures": []}
+
+        def prepare(executor, model, noise_shape, *args, **kwargs):
+            record["pictures"].append(noise_shape[0])
+            return executor(model, noise_shape, *args, **kwargs)
+
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, "testing", prepare)
+        return (model, record)
+
+
+class TestLeak:
+    """The same model, accelerated, with a fault: memory that outlives its run, or is shared by branches or a batch."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "between": (["runs", "branches", "items"],)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "leak"
+    CATEGORY = "testing"
+
+    def leak(self, model, between):
+        model = model.clone()
+        options = model.model_options["transformer_options"]
+        make_run, made = options["omnigen2_make_run"], {}
+
+        def outliving(steps):
+            return made.setdefault("run", make_run(steps))
+
+        def shared_by_branches(steps):
+            run = make_run(steps)
+            evaluation = run.evaluation
+            run.evaluation = lambda branch, step, text_key=None, **rest: evaluation("all", step, None, **rest)
+            return run
+
+        def shared_by_items(steps):
+            run = make_run(steps)
+            make_context = run.make_context
+
+            def first_item_for_all():
+                context = make_context()
+                keys_values = context.keys_values
+
+                def keep_first(layer, joint, keys, values):
+                    out = keys_values(layer, joint, keys, values)
+                    context._kept[layer] = tuple(kept[:1].expand_as(kept) for kept in context._kept[layer])
+                    return out
+
+                context.keys_values = keep_first
+                return context
+
+            run.make_context = first_item_for_all
+            return run
+
+        options["omnigen2_make_run"] = {"runs": outliving, "branches": shared_by_branches, "items": shared_by_items}[between]
+        return (model,)
+
+
+class TestReplaceBlocks:
+    """The same model with its second layer replaced by itself."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "replace"
+    CATEGORY = "testing"
+
+    def replace(self, model):
+        model = model.clone()
+        model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "single_block", 1)
+        return (model,)
+
+
+class TestOnlyPrompt:
+    """The same model with a guidance that evaluates the negative prompt and pays no heed to it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "ignore"
+    CATEGORY = "testing"
+
+    def ignore(self, model):
+        model = model.clone()
+        model.set_model_sampler_cfg_function(lambda args: args["cond"])
+        return (model,)
 
 
 class TestFadeAttention:
@@ -326,4 +444,4 @@ class TestScaleLatent:
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in (
     TestSaveTensors, TestLoadLatent, TestBatchConditionings, TestCompiledGraphs, TestGiveName, TestCountEvaluations,
-    TestRecordCache, TestFadeAttention, TestDoubleGuidance, TestSlowModel, TestCountAlive, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES | reflecting.NODES | writing.NODES
+    TestRecordCache, TestRecordRoom, TestLeak, TestReplaceBlocks, TestOnlyPrompt, TestFadeAttention, TestDoubleGuidance, TestSlowModel, TestCountAlive, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES | reflecting.NODES | writing.NODES
