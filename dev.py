@@ -18,6 +18,7 @@ be deleted at any time.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import re
@@ -44,6 +45,7 @@ import environment  # noqa: E402
 PACK = "OmniGen2"
 FIRST_TEMPLATE = "Try-it-text-to-image"
 START_TIMEOUT = 300
+TEST_PARTS = (["tests/browser"], ["tests/host"], ["tests", "--ignore=tests/browser", "--ignore=tests/host"])
 # Fails in a Python that cannot run ComfyUI; says whether one that can has anything but its processor to compute on.
 PROBE = "import torch, aiohttp, yaml, comfy_kitchen; print(getattr(torch, 'accelerator', torch.cuda).is_available())"
 MODULES = {"parity": "omnigen2_core.parity", "score": "omnigen2_core.nano.score", "train": "omnigen2_core.nano.train",
@@ -252,7 +254,46 @@ def check_port(port: int) -> None:
 
 def test(arguments: list[str]) -> int:
     environment.ensure_tests()
-    return call([environment.python(), "-m", "pytest", *arguments], cwd=ROOT)
+    command = [str(environment.python()), "-m", "pytest"]
+    if arguments:
+        return call([*command, *arguments], cwd=ROOT)
+    return test_side_by_side([[*command, *part] for part in TEST_PARTS])
+
+
+def test_side_by_side(commands: list[list[str]]) -> int:
+    """Runs of pytest, two at a time: tests of pages and servers wait much, and others can use that time.
+
+    Each has its share of the processor's cores. What passes is shown at once, what a run says at its end as one piece.
+    """
+    share = str(max(1, (os.cpu_count() or 1) // 2))
+    threads = {name: os.environ.get(name, share) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    one_at_a_time = threading.Lock()
+
+    def run_part(part: list[str]) -> int:
+        process = subprocess.Popen(part, cwd=ROOT, env={**os.environ, **threads}, stdout=subprocess.PIPE, text=True, encoding="utf-8", errors="replace")
+        headings, closing = 0, []
+        for line in process.stdout:
+            # The first heading opens the run, the second begins what it says at its end.
+            headings += line.startswith("=====")
+            if headings > 1:
+                closing.append(line)
+                continue
+            with one_at_a_time:
+                print(line, end="", flush=True)
+        with one_at_a_time:
+            print("".join(closing), end="", flush=True)
+        return process.wait()
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        runs = [pool.submit(run_part, part) for part in commands]
+        # Ctrl-C reaches the runs as well, and they are waited for: they have servers to stop.
+        while True:
+            try:
+                return max(run.result() for run in runs)
+            except KeyboardInterrupt:
+                for run in runs:
+                    run.cancel()
+                runs = [run for run in runs if not run.cancelled()]
 
 
 def host_parity(arguments: list[str]) -> int:

@@ -10,8 +10,9 @@ from omnigen2_core.nano import encoder, looking, seeing
 from omnigen2_core.nano.drawn import Drawn
 from omnigen2_core.nano.faults import RIGHT, draw_spoiled
 from omnigen2_core.nano.judge import look_at_cells
+from omnigen2_core.nano.questions import KINDS, ask_about
 from omnigen2_core.nano.tokens import build_tokenizer
-from omnigen2_core.nano.world import Scene, Thing, draw_scene
+from omnigen2_core.nano.world import PLACES, Scene, Thing, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +97,80 @@ def test_every_loss_reaches_what_it_should_teach(tokenizer, parts):
     assert missed == []
 
 
-def test_the_judge_sees_in_a_patchwork_what_it_says():
-    rng = random.Random(2)
-    drawn = []
+@pytest.fixture(scope="module")
+def patchwork():
+    rng, drawn = random.Random(2), []
     for _ in range(60):
         wanted = draw_scene(rng, 4)
         view = seeing.View.of_spoiled(draw_spoiled(rng, wanted))
         drawn.append(Drawn("", wanted, view.pixels, view.ground, view.cells))
-    patchwork = seeing.Patchwork(drawn)
-    views = [patchwork.view(rng) for _ in range(12)]
+    return seeing.Patchwork(drawn)
+
+
+def test_the_judge_sees_in_a_patchwork_what_it_says(patchwork):
+    rng = random.Random(2)
+    views = [patchwork.view(rng) for _ in range(40)]
     assert all(look_at_cells(view.pixels) == (view.ground, view.cells) for view in views)
     assert any(cell.doubt for view in views for cell in view.cells)
+    drawn = [picture for pictures in patchwork.grounds.values() for picture in pictures]
     assert not any((view.pixels == picture.pixels).all() for view in views for picture in drawn)
+
+
+def test_a_patchwork_for_a_scene_is_judged_right_where_it_shows_it_and_wrong_elsewhere(patchwork):
+    rng, found = random.Random(3), []
+    for _ in range(40):
+        wanted, view = patchwork.judged(rng, 3)
+        assert len({(t.colour, t.shape) for t in wanted.things}) == len(wanted.things) <= 4
+        assert look_at_cells(view.pixels) == (view.ground, view.cells)
+        faults = seeing.faults_of(wanted, view)
+        seen = {cell.thing for cell in view.cells if cell.thing}
+        assert bool(faults) == (seen != set(wanted.things) or any(cell.doubt for cell in view.cells))
+        found.append(len(faults))
+    assert 0 in found and max(found) > 1
+
+
+def test_what_a_question_is_about_is_where_its_answer_is_found():
+    rng, kinds = random.Random(5), {}
+    for i in range(400):
+        scene, kind = draw_scene(rng, 1 + i % 4), KINDS[i % len(KINDS)]
+        asked = ask_about(rng, scene, kind)
+        there = [t for t in scene.things if t.place == asked.place]
+        kinds.setdefault(kind, []).append(asked.place)
+        if kind == "where":
+            assert PLACES[asked.place] == asked.answer and there[0].shape in asked.question
+        elif asked.question.startswith(("What color is the b", "Which color")):
+            assert asked.place is None
+        elif asked.question.startswith(("What color", "Which shape")):
+            assert asked.answer in (there[0].colour, there[0].shape)
+        elif asked.answer == "yes":
+            assert there and there[0].colour in asked.question
+    assert set(kinds["caption"] + kinds["count"] + kinds["ground"]) == {None}
+    assert None not in kinds["where"] + kinds["place"] and None in kinds["yes_no"]
+
+
+def test_the_end_of_a_question_learns_to_look_at_the_tokens_of_its_cell(tokenizer):
+    examples, rng = looking.Examples(tokenizer, ()), random.Random(8)
+    scene = Scene("red", (Thing(5, "blue", "ring", "small"),))
+    row = examples._talk(rng, scene, ["where", "count"], [seeing.View.of_scene(scene)])
+    [at] = [i for i, place in enumerate(row.pointed) if place >= 0]
+    assert row.pointed[at] == 5 and tokenizer.decode([row.ids[at]]).endswith("?")
+    assert set(examples._talk(rng, scene, ["where"], [seeing.View.of_scene(scene, (64, 64))]).pointed) == {-1}
+
+    config = encoder.config(tokenizer)
+    model, teacher = (build_mllm(config, device="cpu", dtype=torch.float32) for _ in range(2))
+    for one in (model, teacher):
+        encoder.initialise(one)
+    loss, part = looking.looking_loss(model, seeing.Eyes(), teacher), examples._finish("answer", [row])
+    attention = model.model.layers[looking.POINTED_IN].self_attn
+    before = loss(part, torch.Generator())[1]["answer_pointed"]
+    for _ in range(20):
+        model.zero_grad()
+        loss(part, torch.Generator())[0].backward()
+        with torch.no_grad():
+            for projection in (attention.q_proj, attention.k_proj):
+                projection.weight.sub_(0.05 * projection.weight.grad.sign())
+    # The four tokens of a cell are a ninth of the picture's.
+    assert before < 0.3 < 0.6 < loss(part, torch.Generator())[1]["answer_pointed"]
 
 
 def test_nothing_is_asked_after_a_caption_and_yes_or_no_is_compared_as_it_is_answered(tokenizer):

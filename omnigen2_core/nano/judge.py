@@ -94,7 +94,7 @@ def look_at_cell(picture: np.ndarray, place: int, ground_name: str) -> Cell:
     # |cell - ground - alpha * (colour - ground)|^2 summed over the cell, for every kind and colour at once.
     steps = _VALUES - _VALUES[ground]
     total = (difference**2).sum()
-    cross = np.einsum("kp,pc,nc->kn", alphas, difference, steps)
+    cross = alphas @ (difference @ steps.T)
     square = np.outer((alphas**2).sum(axis=1), (steps**2).sum(axis=1))
     errors = total - 2 * cross + square
     kind, colour = np.unravel_index(errors.argmin(), errors.shape)

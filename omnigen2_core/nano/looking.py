@@ -28,10 +28,10 @@ from . import wording as w
 from .drawn import Drawn
 from .edits import draw_composition, draw_edit
 from .encoder import PIXELS, pad
-from .faults import Spoiled, corrections, draw_spoiled, find_faults, reflection
+from .faults import Spoiled, corrections, draw_spoiled, reflection
 from .judge import Cell
-from .questions import KINDS, ask
-from .seeing import Eyes, Patchwork, View, faults_of, seeing_loss, view_of
+from .questions import KINDS, ask_about
+from .seeing import Eyes, View, Views, faults_of, seeing_loss
 from .world import DEFAULT_SIZE, PICTURE_SIZES, Scene, draw_scene
 
 RECIPE = Recipe(
@@ -42,6 +42,11 @@ PLACED_AFTER = 2
 COMPARED_AFTER = 5
 """Layers of the text model after which a token should know whether its thing or its cell is as told. What belongs together
 in a prompt is bound after four; the last is left for what follows from the comparison."""
+POINTED_IN = 4
+"""The layer, from 0 on, in which a question looks at the cell that it is about. By then its end knows what was asked and
+visual tokens what they show and where they are; the comparison and the answer follow from what is found."""
+POINTING = 0.5
+"""What that counts in the loss. Without it a thing is found by its place at once, but by its looks hardly ever."""
 WRONG = 4.0
 """How much more a token counts in the comparison whose cell or thing is not as told: in judging most are."""
 ASKED = {"caption": 2, "count": 1, "ground": 1, "place": 5, "where": 8, "colour": 8, "shape": 5, "yes_no": 7}
@@ -59,22 +64,33 @@ class Row:
     views: list[View] = field(default_factory=list)
     compared: list[int] = field(default_factory=list)
     """For each id -1, or twice the kind's number (cell 0, thing 1) plus whether it is as told."""
+    pointed: list[int] = field(default_factory=list)
+    """For each id -1, or the cell of the picture that it should look at."""
 
-    def add(self, ids: Sequence[int], learn: bool = False, compared: Sequence[int] | None = None) -> None:
+    def add(
+        self,
+        ids: Sequence[int],
+        learn: bool = False,
+        compared: Sequence[int] | None = None,
+        pointed: Sequence[int] | None = None,
+    ) -> None:
+        nothing = [-1] * len(ids)
         self.ids += ids
         self.learn += [learn] * len(ids)
-        self.compared += compared or [-1] * len(ids)
+        self.compared += compared or nothing
+        self.pointed += pointed or nothing
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one kind, padded: ids, mask, learn, compared [B, L], views in order, and for held rows the plain prompts."""
+    """Rows of one kind, padded: ids, mask, learn, compared, pointed [B, L], views in order, for held rows the plain prompts."""
 
     kind: str
     ids: Tensor
     mask: Tensor
     learn: Tensor
     compared: Tensor
+    pointed: Tensor
     views: tuple[View, ...] = ()
     share: float = 1.0
     """Of the step's rows of this kind, what this process has."""
@@ -101,15 +117,12 @@ class Examples:
     QUESTIONS = 9
 
     def __init__(self, tokenizer, drawn: Sequence[Drawn], mix: Mix = Mix(), rank: int = 0, workers: int = 1):
-        self.tokenizer, self.drawn, self.mix = tokenizer, drawn, mix
+        self.tokenizer, self.views, self.mix = tokenizer, Views(drawn), mix
         self.mine = slice(rank, None, workers)
-        self.faulty = [d for d in drawn if find_faults(d.wanted, d.ground, d.cells)]
-        self.right = [d for d in drawn if not find_faults(d.wanted, d.ground, d.cells)]
         self.end = [t.special_id(tokenizer, "<|im_end|>")]
         self.announce = [t.special_id(tokenizer, ANNOUNCEMENT)]
         self.image = t.special_id(tokenizer, "<|image_pad|>")
         self.after = len(self._encode(ASSISTANT_OPENING))
-        self.patchwork = Patchwork(drawn) if drawn else None
 
     def batch(self, step: int, rng: random.Random) -> list[Part]:
         mix, again = self.mix, rng.random() < 0.15
@@ -117,19 +130,25 @@ class Examples:
         held = [self._prompt(rng)[0] for _ in range(mix.held)]
         decided, prompts = zip(*(self._decision(rng) for _ in range(mix.decisions)))
         rows = [self._encode(generation_prompt(text)) for text in held]
-        plain = [Row(ids, [False] * len(ids), [], [-1] * len(ids)) for ids in rows]
+        plain = [Row() for _ in rows]
+        for row, ids in zip(plain, rows):
+            row.add(ids)
         return [
             self._finish("held", plain, [(ids, 0) for ids in rows]),
             self._finish("decision", decided, prompts),
             self._finish("answer", asked),
             self._finish("reflection", [self._reflection(rng, again) for _ in range(mix.reflections)]),
             self._finish("verdict", [self._verdict(rng) for _ in range(mix.verdicts)]),
-            self._finish("sight", [Row(views=[self._sight(rng)]) for _ in range(mix.sights)]),
+            self._sights(rng),
         ]
 
-    def _sight(self, rng: random.Random) -> View:
-        """A picture for the vision tower alone."""
-        return self.patchwork.view(rng) if self.patchwork else View.of_spoiled(draw_spoiled(rng, draw_scene(rng, 4)))
+    def _sights(self, rng: random.Random) -> Part:
+        """Pictures for the vision tower alone. They are many, so each process draws only its own, by a chance of its own."""
+        seeds = [rng.random() for _ in range(self.mix.sights)]
+        rows = [Row() for _ in seeds]
+        for row, seed in zip(rows[self.mine], seeds[self.mine]):
+            row.views.append(self.views.sight(random.Random(seed)))
+        return self._finish("sight", rows)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -138,9 +157,9 @@ class Examples:
         rows = all_rows[self.mine]
         ids, mask = pad([row.ids for row in rows])
         learn = pad([[int(x) for x in row.learn] for row in rows])[0]
-        compared = pad([[x + 1 for x in row.compared] for row in rows])[0] - 1
+        compared, pointed = (pad([[x + 1 for x in own] for own in given])[0] - 1 for given in zip(*((r.compared, r.pointed) for r in rows)))
         views = tuple(view for row in rows for view in row.views)
-        return Part(kind, ids, mask, learn, compared, views, len(rows) / len(all_rows), tuple(held[self.mine]))
+        return Part(kind, ids, mask, learn, compared, pointed, views, len(rows) / len(all_rows), tuple(held[self.mine]))
 
     def _with_places(self, chat: str, views: Sequence[View]) -> str:
         """A template with as many image tokens as each view has."""
@@ -151,8 +170,8 @@ class Examples:
     def _asked(self, rng: random.Random) -> Row:
         """Several questions about one picture, one after the other."""
         scene = draw_scene(rng, rng.randint(1, 4))
-        if self.right and rng.random() < 0.3:
-            picture = rng.choice(self.right)
+        if self.views.right and rng.random() < 0.3:
+            picture = rng.choice(self.views.right)
             scene, view = picture.wanted, View.of_drawn(picture)
         else:
             view = View.of_scene(scene, PICTURE_SIZES[0] if rng.random() < 0.85 else rng.choice(PICTURE_SIZES))
@@ -168,15 +187,18 @@ class Examples:
     def _talk(self, rng: random.Random, scene: Scene, kinds: Sequence[str], views: list[View], before: str = "") -> Row:
         row = Row(views=views)
         for i, kind in enumerate(kinds):
-            question, answer = ask(rng, scene, kind)
+            question, answer, place = ask_about(rng, scene, kind)
             turn = chat_prompt(before + question, len(views)) if i == 0 else "\n" + user_turn(question) + ASSISTANT_OPENING
             turn = self._with_places(turn, views if i == 0 else [])
             encoded = self.tokenizer.encode(turn, add_special_tokens=False)
-            compared = [-1] * len(encoded.ids)
+            compared, pointed = ([-1] * len(encoded.ids) for _ in range(2))
+            end = turn.rindex(question) + len(question)
+            last = next(j for j, (_, to) in enumerate(encoded.offsets) if to >= end)
             if kind == "yes_no" and views:
-                end = turn.rindex(question) + len(question) - 1
-                compared[next(j for j, (_, to) in enumerate(encoded.offsets) if to >= end)] = 2 + int(answer == "yes")
-            row.add(encoded.ids, compared=compared)
+                compared[last] = 2 + int(answer == "yes")
+            if place is not None and is_usual(views):
+                pointed[last] = place
+            row.add(encoded.ids, compared=compared, pointed=pointed)
             row.add(self._encode(answer) + self.end, learn=True)
         return row
 
@@ -205,7 +227,7 @@ class Examples:
         return row, (self._encode(generation_prompt(prompt)), self.after + 1)
 
     def _judged(self, rng: random.Random) -> tuple[Scene, View]:
-        return view_of(rng, self.drawn, self.faulty, rng.choice((1, 2, 3, 3, 4, 4, 4, 4)))
+        return self.views.judged(rng, rng.choice((1, 2, 3, 3, 4, 4, 4, 4)))
 
     def _reflection(self, rng: random.Random, again: bool) -> Row:
         """The interleaved sequence: instruction, picture, reflection; with `again` another picture where that asks for it."""
@@ -248,6 +270,11 @@ class Examples:
         return row
 
 
+def is_usual(views: Sequence[View]) -> bool:
+    """Whether there is one picture, of the default size, in which every cell has tokens of its own."""
+    return len(views) == 1 and views[0].pixels.shape[:2] == DEFAULT_SIZE
+
+
 def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
     """Next-token loss on what the model should write, what its eyes and middle layers should know, and the hold."""
     states: dict[int, Tensor] = {}
@@ -257,6 +284,21 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
         )
     cells = torch.tensor([y // 2 * 3 + x // 2 for y in range(6) for x in range(6)])
     seeing = seeing_loss(model, eyes)
+    # Other ways to compute attention do not tell the weights.
+    model.model.config._attn_implementation = "eager"
+    looks: list[Tensor] = []
+    model.model.layers[POINTED_IN].self_attn.register_forward_hook(lambda module, given, out: looks.append(out[1]))
+
+    def pointing_loss(part: Part, weights: Tensor) -> tuple[Tensor, float]:
+        """Of attention weights [B, heads, L, L]; a head of the model's own choice has to look."""
+        rows, at = (part.pointed >= 0).nonzero(as_tuple=True)
+        visual = part.ids == model.config.image_token_id
+        where = torch.full_like(part.ids, -1)
+        for row in rows.unique():
+            where[row, visual[row]] = cells
+        wanted = where[rows] == part.pointed[rows, at].unsqueeze(1)
+        share = (weights[rows, :, at] * wanted.unsqueeze(1)).sum(-1).amax(1)
+        return -(share + 1e-4).log().mean(), share.mean().item()
 
     def compared_loss(part: Part) -> tuple[Tensor, float]:
         loss, right = torch.zeros(()), []
@@ -294,6 +336,7 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             pixels = preprocess([Image.fromarray(view.pixels) for view in part.views], PIXELS)
         visual: list[Tensor] = []
         handle = model.visual.register_forward_hook(lambda module, given, out: visual.append(out))
+        looks.clear()
         hidden = model(part.ids, part.mask, *pixels)
         handle.remove()
         total = torch.zeros(())
@@ -316,6 +359,10 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             compared, right = compared_loss(part)
             total = total + compared
             figures[f"{part.kind}_compared"] = right
+        if (part.pointed >= 0).any():
+            pointing, share = pointing_loss(part, looks[0])
+            total = total + POINTING * pointing
+            figures[f"{part.kind}_pointed"] = share
         learn = part.learn[:, 1:].bool()
         if learn.any():
             logits, wanted = model.logits(hidden[:, :-1][learn]).float(), part.ids[:, 1:][learn]

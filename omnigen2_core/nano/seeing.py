@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from ..vision import preprocess
 from .drawn import Drawn
 from .encoder import PIXELS, WIDTH
 from .faults import Spoiled, cells_of, draw_spoiled, find_faults, render_spoiled
-from .judge import Cell
-from .world import COLOURS, DEFAULT_SIZE, PLACES, SHAPES, SIZES, Scene, cell_box, draw_scene, render
+from .judge import Cell, look_at_cell
+from .world import COLOURS, DEFAULT_SIZE, PLACES, SHAPES, SIZES, Scene, cell_box, coverage, draw_scene, render
 
 RECIPE = Recipe(
     steps=600, learning_rate=2e-3, muon_learning_rate=4e-3, warmup=30, decay=0.6, ema=0.99, bf16=False, save_every=100
@@ -84,15 +84,6 @@ class Eyes(nn.Module):
         return loss, {"seeing": loss.item(), "seen_right": right.view(len(views), -1).all(dim=1).float().mean().item()}
 
 
-def view_of(rng: random.Random, drawn: Sequence[Drawn], faulty: Sequence[Drawn], things: int) -> tuple[Scene, View]:
-    """What was wanted and a picture for it, right or wrong: drawn by the model itself, or made up."""
-    if drawn and rng.random() < 0.5:
-        picture = rng.choice(faulty if rng.random() < 0.5 else drawn)
-        return picture.wanted, View.of_drawn(picture)
-    wanted = draw_scene(rng, things)
-    return wanted, View.of_spoiled(draw_spoiled(rng, wanted))
-
-
 def faults_of(wanted: Scene, view: View):
     """The faults that the judge finds."""
     return find_faults(wanted, view.ground, view.cells)
@@ -101,11 +92,17 @@ def faults_of(wanted: Scene, view: View):
 class Patchwork:
     """Pictures put together of single cells of the model's own, each in its place, mirrored or not.
 
-    A cell is judged by itself and every shape is its own mirror image, so there are far more of these than pictures.
+    A cell is judged by itself and every shape is its own mirror image, so there are far more of these than pictures. In
+    some cells what is not as it should be is made weaker or stronger, and judged anew: what tells right from wrong is
+    learnt at the edge between them.
     """
 
     BUSY = 0.4
     """Share of cells that are chosen among those that are not empty."""
+    EXAGGERATED = 0.35
+    """Share of cells with a thing whose faults are changed."""
+    FACTORS = (0.4, 2.0)
+    """By how much."""
 
     def __init__(self, drawn: Sequence[Drawn]):
         self.places = range(len(PLACES))
@@ -113,32 +110,94 @@ class Patchwork:
         for picture in drawn:
             if picture.ground and picture.pixels.shape[:2] == DEFAULT_SIZE:
                 self.grounds.setdefault(picture.ground, []).append(picture)
-        self.busy = {
-            ground: [[d for d in pictures if d.cells[place] != Cell(None)] or pictures for place in self.places]
+        self.busy = self._by_place(lambda picture, place: picture.cells[place] != Cell(None))
+        self.asked = self._by_place(lambda picture, place: place in _places(picture.wanted))
+        self.empty = self._by_place(lambda picture, place: place not in _places(picture.wanted))
+
+    def _by_place(self, chosen: Callable[[Drawn, int], bool]) -> dict[str, list[list[Drawn]]]:
+        return {
+            ground: [[d for d in pictures if chosen(d, place)] or pictures for place in self.places]
             for ground, pictures in self.grounds.items()
         }
 
     def view(self, rng: random.Random) -> View:
         """A picture and what the judge sees in it."""
         ground = rng.choice(list(self.grounds))
-        pixels, cells = np.empty((*DEFAULT_SIZE, 3), np.uint8), []
+        sources = [self.busy[ground][p] if rng.random() < self.BUSY else self.grounds[ground] for p in self.places]
+        return self._compose(rng, ground, [rng.choice(source) for source in sources])
+
+    def judged(self, rng: random.Random, count: int) -> tuple[Scene, View]:
+        """What was wanted, about `count` things, and a picture for it."""
+        ground = rng.choice(list(self.grounds))
+        taken = set(rng.sample(self.places, count))
+        chosen, things = [], []
         for place in self.places:
-            chosen = rng.choice(self.busy[ground][place] if rng.random() < self.BUSY else self.grounds[ground])
+            picture = rng.choice((self.asked if place in taken else self.empty)[ground][place])
+            thing = next((t for t in picture.wanted.things if t.place == place), None)
+            # No scene has two things of one colour and shape.
+            if thing and any((t.colour, t.shape) == (thing.colour, thing.shape) for t in things):
+                picture, thing = rng.choice(self.empty[ground][place]), None
+            things += [thing] if thing else []
+            chosen.append(picture)
+        return Scene(ground, tuple(things)), self._compose(rng, ground, chosen)
+
+    def _compose(self, rng: random.Random, ground: str, chosen: Sequence[Drawn]) -> View:
+        pixels, cells = np.empty((*DEFAULT_SIZE, 3), np.uint8), []
+        for place, picture in enumerate(chosen):
             left, top, right, bottom = cell_box(place, *DEFAULT_SIZE[::-1])
-            pixels[top:bottom, left:right] = chosen.pixels[top:bottom, left:right][:, :: rng.choice((1, -1))]
-            cells.append(chosen.cells[place])
+            cell = picture.pixels[top:bottom, left:right][:, :: rng.choice((1, -1))]
+            if picture.cells[place] != Cell(None) and rng.random() < self.EXAGGERATED:
+                thing = picture.cells[place].thing or next((t for t in picture.wanted.things if t.place == place), None)
+                clear = np.asarray(COLOURS[ground], np.float32)
+                if thing:
+                    alpha = coverage(thing.shape, thing.size, place, *DEFAULT_SIZE)[..., None]
+                    clear = clear + alpha * (np.asarray(COLOURS[thing.colour], np.float32) - clear)
+                cell = np.clip(np.round(clear + rng.uniform(*self.FACTORS) * (cell - clear)), 0, 255)
+                pixels[top:bottom, left:right] = cell
+                cells.append(look_at_cell(pixels, place, ground))
+            else:
+                pixels[top:bottom, left:right] = cell
+                cells.append(picture.cells[place])
         return View(pixels, ground, tuple(cells))
+
+
+def _places(scene: Scene) -> set[int]:
+    return {thing.place for thing in scene.things}
+
+
+class Views:
+    """What was wanted and a picture for it, right or wrong: drawn by the model itself, put together of such, or made up."""
+
+    def __init__(self, drawn: Sequence[Drawn]):
+        self.drawn = drawn
+        self.faulty = [d for d in drawn if find_faults(d.wanted, d.ground, d.cells)]
+        self.right = [d for d in drawn if not find_faults(d.wanted, d.ground, d.cells)]
+        self.patchwork = Patchwork(drawn) if drawn else None
+
+    def judged(self, rng: random.Random, things: int) -> tuple[Scene, View]:
+        """A wanted scene, of `things` things unless the model drew the picture, and a picture."""
+        chance = rng.random()
+        if self.drawn and chance < 0.35:
+            picture = rng.choice(self.faulty if rng.random() < 0.5 else self.drawn)
+            return picture.wanted, View.of_drawn(picture)
+        if self.drawn and chance < 0.7:
+            return self.patchwork.judged(rng, things)
+        wanted = draw_scene(rng, things)
+        return wanted, View.of_spoiled(draw_spoiled(rng, wanted))
+
+    def sight(self, rng: random.Random) -> View:
+        """A picture for the vision tower alone."""
+        return self.patchwork.view(rng) if self.patchwork else View.of_spoiled(draw_spoiled(rng, draw_scene(rng, 4)))
 
 
 class Sights:
     """Pictures alone, for the vision tower."""
 
     def __init__(self, drawn: Sequence[Drawn], batch: int = 64):
-        self.drawn, self.count = drawn, batch
-        self.faulty = [d for d in drawn if find_faults(d.wanted, d.ground, d.cells)]
+        self.views, self.count = Views(drawn), batch
 
     def batch(self, step: int, rng: random.Random) -> list[list[View]]:
-        return [[view_of(rng, self.drawn, self.faulty, rng.randint(1, 6))[1] for _ in range(self.count)]]
+        return [[self.views.judged(rng, rng.randint(1, 6))[1] for _ in range(self.count)]]
 
 
 def seeing_loss(model: Qwen2_5_VL, eyes: Eyes):

@@ -144,12 +144,14 @@ def train_see(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
     return Trainer(parameters, sights, seeing.seeing_loss(model.train(), eyes), recipe, runs / "see", hidden=hidden)
 
 
-def train_look(runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None) -> Trainer:
-    """The whole encoder, its prompts' states held to those that it had."""
-    model, teacher = (_build_encoder(runs, start, looks=False) for _ in range(2))
+def train_look(runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None) -> Trainer:
+    """The whole encoder, its prompts' states held to those that it had, or to those of the model folder `held`."""
+    model = _build_encoder(runs, start, looks=False)
+    teacher = OmniGen2Pipeline.from_folder(held, device="cpu").encoder if held else _build_encoder(runs, start, looks=False)
     eyes = seeing.Eyes()
-    seen = {name.removeprefix("eyes."): w for name, w in trained(runs, "see").items() if name.startswith("eyes.")}
-    eyes.load_state_dict(seen)
+    if (runs / "see" / "checkpoint").is_dir():
+        seen = {name.removeprefix("eyes."): w for name, w in trained(runs, "see").items() if name.startswith("eyes.")}
+        eyes.load_state_dict(seen)
     parameters = {f"mllm.{name}": p for name, p in model.named_parameters()}
     parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
     examples = looking.Examples(build_tokenizer(), load_own(runs / "drawn"), rank=workers.rank, workers=workers.count)
@@ -226,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: minutes at first, then faster")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora is trained on it")
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's learning rates")
+    parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -242,7 +246,14 @@ def _run_stage(options: argparse.Namespace) -> None:
     if options.stage == "draw":
         draw_own(OmniGen2Pipeline.from_folder(options.out), options.runs / "drawn", DRAWN, options.seed)
         return
-    recipe = dataclasses.replace(RECIPES[options.stage], seed=options.seed, **({"steps": options.steps} if options.steps else {}))
+    recipe = RECIPES[options.stage]
+    recipe = dataclasses.replace(
+        recipe,
+        seed=options.seed,
+        steps=options.steps or recipe.steps,
+        learning_rate=options.rate * recipe.learning_rate,
+        muon_learning_rate=options.rate * recipe.muon_learning_rate,
+    )
     if options.stage == "lora":
         framed.train_framed(options.out, options.runs, recipe, options.out.parent / "loras" / framed.FILE.name)
         return
@@ -261,7 +272,8 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
         given = [
             options.stage, "--runs", str(options.runs), "--seed", str(options.seed), "--workers", str(options.workers),
             "--steps", str(recipe.steps), *(["--compile"] if options.compile else []),
-            *(["--start", str(options.start)] if options.start else []),
+            "--rate", str(options.rate), *(["--start", str(options.start)] if options.start else []),
+            *(["--held", str(options.held)] if options.held else []),
         ]  # fmt: skip
         # Started as this process was: through a launcher, where that was needed.
         start = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
@@ -269,7 +281,7 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
     try:
         workers = Workers(options.rank, options.workers, meeting)
         if options.stage == "look":
-            train_look(options.runs, recipe, workers, options.start).run()
+            train_look(options.runs, recipe, workers, options.start, options.held).run()
             return
         reflects = options.stage == "reflect"
         train_transformer(options.runs, recipe, workers, options.start, compiled=options.compile, reflects=reflects).run()
