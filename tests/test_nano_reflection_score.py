@@ -203,11 +203,12 @@ def test_every_figure_counts_what_its_name_says():
         "decision": (1, 2),
         "judge_miss": (1, 6),
         "judge_false_alarm": (1, 6),
+        "one_shot": (6, 12),
         "reflection_gain": (pytest.approx(8 - 6), 12),
         "reflection_over_best_of_3": (pytest.approx(8 - 7), 12),
         "reflection_harm": (1, 6),
     }
-    assert figures.keys() == BARS.keys()
+    assert figures.keys() == BARS.keys() | {"one_shot"}
     assert all(f.keys() == {"rate", "n", "low", "high"} and f["low"] <= f["rate"] <= f["high"] for f in figures.values())
 
 
@@ -397,7 +398,7 @@ def run_command(monkeypatch, *arguments, rates=None):
 
 def test_the_command_measures_a_thousand_and_ends_well_when_every_bar_holds(monkeypatch, tmp_path):
     status, options = run_command(monkeypatch, "--json", tmp_path / "new" / "figures.json")
-    assert status == 0 and options.count == 1000 and options.figure == Path("reflection.svg")
+    assert status == 0 and options.count == 1000 and options.steps == 3 and options.figure == Path("reflection.svg")
     assert json.loads((tmp_path / "new" / "figures.json").read_text()).keys() == BARS.keys()
 
 
@@ -425,7 +426,7 @@ def test_figures_of_the_built_in_model_do_not_depend_on_the_number_of_processes(
         folder = tmp_path / str(processes)
         folder.mkdir()
         options = argparse.Namespace(
-            model=WEIGHTS, seed=7, count=2, processes=processes, save=folder, figure=folder / "curves.svg"
+            model=WEIGHTS, steps=3, seed=7, count=2, processes=processes, save=folder, figure=folder / "curves.svg"
         )
         figures = reflection_score.measure_reflection(options)
         told = [json.loads(line) for line in (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -46,6 +46,9 @@ SHARE = 8
 PILOT, RESERVE = 3 * SHARE, 1.15
 """So many prompts tell how many seeds are needed, with something to spare."""
 
+ONE_SHOT = Bar("exact scenes, one shot", 0.0)
+"""Not a bar but what the others are measured against: how hard the prompts are at so many steps."""
+
 Figure = Mapping[str, float]
 
 
@@ -82,7 +85,7 @@ def measure_enough(run: Callable[[range, int], Share], count: int) -> Share:
 
 
 def figures_of(share: Share) -> dict[str, dict[str, float]]:
-    """All figures, by the names of BARS."""
+    """All figures, by the names of BARS, and `one_shot`."""
     trials = share.trials
     first, last = [trial.one_shot.right for trial in trials], [trial.loop[-1].right for trial in trials]
     several = [trial.best_of[equal_n(trials) - 1].right for trial in trials]
@@ -91,6 +94,7 @@ def figures_of(share: Share) -> dict[str, dict[str, float]]:
         "decision": figure([said.right for said in share.decisions]),
         "judge_miss": figure([trial.accepted for trial in trials if not trial.one_shot.right]),
         "judge_false_alarm": figure([not trial.accepted for trial in trials if trial.one_shot.right]),
+        "one_shot": figure(first),
         "reflection_gain": paired(last, first),
         "reflection_over_best_of_3": paired(last, several),
         "reflection_harm": figure([not trial.loop[-1].right for trial in trials if trial.one_shot.right]),
@@ -123,9 +127,9 @@ def curves_of(trials: Sequence[Trial]) -> dict[str, list[Point]]:
     }
 
 
-def report(trials: Sequence[Trial]) -> str:
+def report(trials: Sequence[Trial], steps: int = HARD_STEPS) -> str:
     """The curves, why loops ended, and the N of the comparison, as text."""
-    lines = [f"{len(trials)} prompts of four things at {HARD_STEPS} steps"]
+    lines = [f"{len(trials)} prompts of four things at {steps} steps"]
     for name, points in curves_of(trials).items():
         for point in points:
             f, label = point.exact, name.replace("N", point.label)
@@ -138,7 +142,7 @@ def report(trials: Sequence[Trial]) -> str:
     return "\n".join([*lines, f"reflection takes {loop:.2f} s; compared with best of {n}, {several:.2f} s"])
 
 
-def draw_figure(trials: Sequence[Trial]) -> str:
+def draw_figure(trials: Sequence[Trial], steps: int = HARD_STEPS) -> str:
     """The curves as an SVG picture."""
     curves = curves_of(trials)
     points = [point for points in curves.values() for point in points]
@@ -146,7 +150,7 @@ def draw_figure(trials: Sequence[Trial]) -> str:
     lowest = floor_of(point.exact["low"] for point in points)
     step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 60, math.inf) if longest / step <= 10)
     panel = Panel(60, 40, 600, 280, (0.0, 1.05 * longest), lowest)
-    title = f"Exact scenes of four things at {HARD_STEPS} steps, {len(trials)} prompts"
+    title = f"Exact scenes of four things at {steps} steps, {len(trials)} prompts"
     ticks = [round(i * step, 1) for i in range(11) if i * step <= 1.05 * longest]
     parts = panel.frame(title, "seconds a prompt on one core", ticks)
     for points, colour in zip(curves.values(), COLOURS):
@@ -165,7 +169,7 @@ def measure_reflection(options: argparse.Namespace) -> dict[str, dict[str, float
     with start_processes(options.processes) as pool:
 
         def run(numbers: range, seeds: int) -> Share:
-            work = partial(measure_share, options.model, options.seed, seeds, options.save)
+            work = partial(measure_share, options.model, options.steps, options.seed, seeds, options.save)
             start, done = time.monotonic(), Share()
             for share in pool.map(work, [numbers[i : i + SHARE] for i in range(0, len(numbers), SHARE)]):
                 done += share
@@ -174,8 +178,8 @@ def measure_reflection(options: argparse.Namespace) -> dict[str, dict[str, float
             return done
 
         share = measure_enough(run, options.count)
-    print(report(share.trials))
-    options.figure.write_text(draw_figure(share.trials), encoding="utf-8")
+    print(report(share.trials, options.steps))
+    options.figure.write_text(draw_figure(share.trials, options.steps), encoding="utf-8")
     if options.save:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in share.rows]
         (options.save / "tasks.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -234,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     also.add_argument("--reflection", action="store_true", help="measure answers, judging and the reflection loop instead")
     also.add_argument("--formats", nargs="*", choices=FORMATS, help="score the model in these weight formats instead, or in all of them")
     parser.add_argument("--figure", type=Path, help="where curves are drawn (default controls.svg or reflection.svg)")
+    parser.add_argument("--steps", type=int, help="sampling steps of --reflection's hard prompts (default 3)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="for --reflection and --formats (default one a core)")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="another model folder")
     options = parser.parse_args(arguments)
@@ -262,7 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.reflection:
         from . import reflection_score
 
-        figures, bars = reflection_score.measure_reflection(options), reflection_score.BARS
+        options.steps = options.steps or reflection_score.HARD_STEPS
+        figures = reflection_score.measure_reflection(options)
+        bars = reflection_score.BARS | {"one_shot": reflection_score.ONE_SHOT}
     else:
         from ..pipeline import OmniGen2Pipeline
 
