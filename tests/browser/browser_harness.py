@@ -18,6 +18,7 @@ from harness import PACK_NAME, Result, Server
 
 OPEN_TIMEOUT = 300
 RUN_TIMEOUT = 300
+SCRIPTS = f"/extensions/{PACK_NAME}/js/"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -50,7 +51,7 @@ class Canvas:
         self.context.route("**/*", self._stay_inside)
         self.page: Page = self.context.new_page()
         self.page.on("console", self._on_console)
-        self.page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
+        self.page.on("pageerror", lambda error: self.console.append(f"uncaught: {error.stack or error}"))
         self.page.goto(f"{server.url}/{query}")
         self.page.wait_for_function("window.app?.vueAppReady && window.app.graph && !document.querySelector('#splash-loader')")
         self.page.wait_for_timeout(1000)
@@ -76,13 +77,14 @@ class Canvas:
 
     @property
     def errors(self) -> list[str]:
-        """Console errors and uncaught exceptions in which this pack is named.
+        """Console errors and uncaught exceptions in which this pack is named or one of its scripts took part.
 
-        Not counted: addresses outside, which are blocked, and the frontend's look for a help page in
-        the user's language before the general one.
+        Not counted, unless a script took part: addresses outside, which are blocked, and the frontend's look for a
+        help page in the user's language before the general one.
         """
         return [line for line in self.console
-                if PACK_NAME.lower() in line.lower() and "https://" not in line and not ("404" in line and "/docs/" in line)]
+                if SCRIPTS in line
+                or PACK_NAME.lower() in line.lower() and "https://" not in line and not ("404" in line and "/docs/" in line)]
 
     def evaluate(self, script: str, argument=None):
         """Run JavaScript in the page, such as "app.graph.nodes.length", and return its value."""

@@ -1,6 +1,10 @@
 """The browser fixture itself, with core nodes: what the other browser tests rely on."""
 from __future__ import annotations
 
+import pytest
+
+from browser_harness import SCRIPTS
+
 
 def picture_workflow(canvas) -> dict:
     source, target = canvas.add_node("EmptyImage"), canvas.add_node("SaveImage", x=700)
@@ -39,3 +43,23 @@ def test_an_error_of_the_pack_in_the_console_is_seen(canvas):
     canvas.evaluate("() => { console.error('OmniGen2 broke') }")
     canvas.page.wait_for_timeout(200)
     assert len(canvas.errors) == 1
+
+
+@pytest.mark.parametrize("script", ["null.shown", "Promise.reject(new TypeError('see https://example.com'))"], ids=["thrown", "rejected"])
+def test_an_exception_in_one_of_our_scripts_is_ours_though_its_message_names_nobody(canvas, script):
+    throw_at(canvas, f"{SCRIPTS}broken.js", script)
+    [error] = canvas.errors
+    assert "TypeError" in error and "broken.js:1" in error
+
+
+def test_an_exception_in_the_script_of_another_pack_is_not_ours(canvas):
+    throw_at(canvas, "/extensions/SomePack/js/broken.js", "null.shown")
+    assert canvas.errors == [] and any("null" in line for line in canvas.console)
+
+
+def throw_at(canvas, address: str, script: str) -> None:
+    """Have the page run a script that the server seems to have at this address."""
+    canvas.page.route(f"**{address}", lambda route: route.fulfill(body=script, content_type="text/javascript"))
+    canvas.page.add_script_tag(url=address)
+    canvas.page.wait_for_timeout(200)
+    canvas.page.unroute(f"**{address}")
