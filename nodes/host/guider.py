@@ -42,7 +42,7 @@ def require_omnigen2(model: ModelPatcher) -> None:
 
 
 def is_native(model: ModelPatcher) -> bool:
-    """Whether the MODEL came from ComfyUI's own loader (or the GGUF pack's), not from ours."""
+    """Whether the MODEL came from ComfyUI's own loader, not from ours."""
     return not isinstance(model.model, OmniGen2Model)
 
 
