@@ -22,12 +22,20 @@ from comfy.text_encoders.llama import BaseGenerate
 from ...omnigen2_core.checkpoints import dequantise, pack_int8, require_vision
 from ...omnigen2_core.checkpoints.tensors import floating
 from ...omnigen2_core.errors import PromptError
-from ...omnigen2_core.mllm import build_mllm, encode_text, encode_with_images, generate_tokens, load_mllm_state_dict
+from ...omnigen2_core.mllm import (
+    build_mllm,
+    encode_text,
+    encode_with_images,
+    generate_tokens,
+    load_mllm_state_dict,
+    to_early_name,
+)
 from ...omnigen2_core.quantised import holds_packed
 from ...omnigen2_core.vision import preprocess, smart_resize, token_counts
 from .model import LARGE_BYTES, with_fp8_scales
 from .packed import PackedModelPatcher, host_operations, refuse_fp8
 from .parts import Part
+from .taking_over import to_load
 from .tokenizer import TOKENS, HostTokenizer
 
 ENCODER_DTYPES = ("auto", "bf16", "fp32", "fp8_e4m3fn")
@@ -47,6 +55,8 @@ class OmniGen2Encoder(torch.nn.Module, ClipTokenWeightEncoder):
         self.profile = part.profile
         self.tokenizer = tokenizer
         self.special_tokens = {"pad": tokenizer.special.pad}
+        self.load_device = model_options["load_device"]
+        self.can_assign_sd = False  # CLIP.load_sd says so
         self.execution_device: torch.device | None = None
         self.transformer = build_mllm(
             part.config,
@@ -73,7 +83,11 @@ class OmniGen2Encoder(torch.nn.Module, ClipTokenWeightEncoder):
 
     def load_sd(self, state_dict: Mapping[str, torch.Tensor]) -> tuple[list[str], list[str]]:
         """Called by `CLIP.load_sd`. Raises CheckpointError for weights that do not fit."""
-        load_mllm_state_dict(self.transformer, state_dict, assign=getattr(self, "can_assign_sd", False))
+        state_dict = {to_early_name(name): tensor for name, tensor in state_dict.items()}
+        state_dict, assign = to_load(
+            self.transformer, state_dict, pages=self.can_assign_sd, load_device=self.load_device
+        )
+        load_mllm_state_dict(self.transformer, state_dict, assign=assign)
         return [], []
 
     def encode_token_weights(self, tokens: Mapping[str, list]) -> tuple[torch.Tensor, None, dict[str, torch.Tensor]]:

@@ -28,6 +28,7 @@ from .conditioning import MASK, REFERENCES, check_references, check_text, pack_t
 from .packed import PackedModelPatcher, host_operations, refuse_fp8
 from .room import prepare_with_room
 from .run import WRAPPER_KEY, add_run_wrappers
+from .taking_over import to_load
 from .transformer import HostTransformer
 
 DTYPES = {
@@ -150,10 +151,15 @@ def load_diffusion_model(
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher_class = PackedModelPatcher if packed else patcher_class
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
-    state_dict = unpack_elsewhere(model.diffusion_model, state_dict)
+    state_dict, assign = to_load(
+        model.diffusion_model,
+        unpack_elsewhere(model.diffusion_model, state_dict),
+        pages=patcher.is_dynamic(),
+        load_device=load_device,
+    )
     if not packed and not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.load_model_weights(state_dict, assign=patcher.is_dynamic())
+    model.load_model_weights(state_dict, assign=assign)
     if packed and not comfy.model_management.is_device_cpu(offload_device):
         # Layers for packed weights are nowhere until they have them.
         model.to(offload_device)

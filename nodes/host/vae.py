@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 import torch
 
@@ -12,11 +12,13 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
+import comfy.utils
 from comfy.latent_formats import Flux
 
 from ...omnigen2_core.checkpoints import load_weights
 from ...omnigen2_core.vae import AutoencoderKL, VAEConfig
 from .parts import Part
+from .taking_over import takes_over, to_load
 
 
 class _HostAutoencoder(AutoencoderKL):
@@ -62,17 +64,24 @@ class OmniGen2VAE(comfy.sd.VAE):
         self.vae_dtype = comfy.model_management.vae_dtype(self.device, self.working_dtypes)
         self.output_device = comfy.model_management.intermediate_device()
 
-        model = _HostAutoencoder(
-            config, operations=comfy.ops.disable_weight_init, dtype=self.vae_dtype, device="cpu"
-        ).eval()
+        storage = self._storage_dtype(weights)
+        operations = comfy.ops.disable_weight_init if storage is self.vae_dtype else comfy.ops.manual_cast
+        model = _HostAutoencoder(config, operations=operations, dtype=storage, device="cpu").eval()
         self.first_stage_model = model
         comfy.model_management.archive_model_dtypes(model)
         patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
         self.patcher = patcher(
             model, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
         )
-        model.load_state_dict(weights, strict=False, assign=self.patcher.is_dynamic())
+        weights, assign = to_load(model, weights, pages=self.patcher.is_dynamic(), load_device=self.device)
+        model.load_state_dict(weights, strict=False, assign=assign)
         self.model_size()
+
+    def _storage_dtype(self, weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+        """What the weights are kept in: where they are the mapped file's, its own dtype, from which layers cast on use."""
+        stored = comfy.utils.weight_dtype(weights)
+        half = stored in (torch.bfloat16, torch.float16)
+        return stored if half and takes_over(self.device) else self.vae_dtype
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from .lora import LoRA, LoRAWeights, linear_shapes, load_lora, merge_lora, norma
 from .refusals import require, require_vision
 from .scaled import FP8_FORMAT, INT8_FORMAT, UNUSED_SCALES, WEIGHT_SCALES, as_stored, dequantise, pack_int8
 from .single_file import SingleFile, config_of
-from .tensors import load_weights, read_tensors
+from .tensors import as_parameters, load_weights, read_tensors
 
 __all__ = [
     "CONFIG_KEY",
@@ -24,6 +24,7 @@ __all__ = [
     "LoRAWeights",
     "ModelFolder",
     "SingleFile",
+    "as_parameters",
     "as_stored",
     "config_of",
     "dequantise",

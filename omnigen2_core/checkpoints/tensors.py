@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..quantised import unpack_elsewhere
+from ..quantised import PackedTensor, unpack_elsewhere
 from .header import is_gguf
 
 
@@ -56,6 +56,27 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
             "it belongs to another model"
         )
     module.load_state_dict(unpack_elsewhere(module, state), assign=True)
+
+
+def as_parameters(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` such that assigning it leaves `module` with the dtypes that it was built with, as copying would.
+
+    A tensor that is so already is given itself, unless it lies at an address that its dtype does not divide, as in a file
+    with an odd number of bytes before it: not all processors and libraries read such numbers. Entries without a parameter,
+    and packed tensors for layers that take them, are given as they are.
+    """
+    parameters = dict(module.named_parameters())
+    return {
+        name: _as_parameter(tensor, parameters[name].dtype) if name in parameters else tensor
+        for name, tensor in unpack_elsewhere(module, state).items()
+    }
+
+
+def _as_parameter(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(tensor, PackedTensor):
+        return tensor
+    aligned = tensor.data_ptr() % tensor.element_size() == 0
+    return tensor.to(dtype, copy=not aligned)
 
 
 def _and_others(names: list[str]) -> str:
