@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -24,6 +25,14 @@ TOKENS = "qwen25_3b"
 """The name under which core's OmniGen2 encoder passes its tokens."""
 
 logger = logging.getLogger(__name__)
+
+
+@cache
+def _qwens_own() -> OmniGen2Tokenizer:
+    """ComfyUI's Qwen2.5 files, which are part of its installation: read once, because that takes as long as mapping all
+    weights does. Nothing changes the tokenizer that is made of them.
+    """
+    return OmniGen2Tokenizer.from_folder(Path(comfy.text_encoders.omnigen2.__file__).parent / "qwen25_tokenizer")
 
 
 class HostTokenizer:
@@ -48,8 +57,7 @@ class HostTokenizer:
             tokenizer = OmniGen2Tokenizer.from_folder(part.folder.tokenizer_folder)
             pixels = PixelConfig.from_dict(part.folder.processor_config)
         else:
-            bundled = Path(comfy.text_encoders.omnigen2.__file__).parent / "qwen25_tokenizer"
-            tokenizer, pixels = OmniGen2Tokenizer.from_folder(bundled), PixelConfig()
+            tokenizer, pixels = _qwens_own(), PixelConfig()
             rows = MLLMConfig.from_dict(part.config).text["vocab_size"]
             if tokenizer.vocabulary_size > rows:
                 remedy = "load its whole folder with OmniGen2 Load Folder" if part.folder is None else "get processor/ too"
