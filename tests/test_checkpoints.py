@@ -236,7 +236,20 @@ def test_a_file_with_bytes_after_its_data_is_damaged(tmp_path, golden):
 def test_what_is_no_safetensors_file_is_named(tmp_path, content, says):
     path = tmp_path / "omnigen2_fp16.safetensors"
     path.write_bytes(content)
-    assert f"omnigen2_fp16.safetensors {says}" in refusal(path, DIT)
+    message = refusal(path, DIT)
+    assert f"omnigen2_fp16.safetensors {says}" in message
+    assert "OmniGen2 diffusion model was expected, which goes to models/diffusion_models/omnigen2_fp16.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    "kind, place",
+    [(DIT, "diffusion_models/omnigen2_fp16"), (ENCODER, "text_encoders/qwen_2.5_vl_fp16"), (VAE, "vae/ae")],
+)
+@pytest.mark.parametrize("damage", [truncate, write_pickle])
+def test_who_refuses_an_unreadable_file_says_what_goes_where(tmp_path, golden, kind, place, damage):
+    path = damage(write_single(tmp_path / "any.safetensors", golden, "vae"))
+    message = refusal(path, kind)
+    assert f"which goes to models/{place}.safetensors" in message and "\n" not in message
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -104,6 +104,7 @@ def test_a_truncated_shard_is_named(folder):
     truncate(folder / "mllm" / "model-00003-of-00003.safetensors")
     message = refusal(lambda: ModelFolder(folder).state_dict("mllm"))
     assert "model-00003-of-00003.safetensors is truncated" in message
+    assert "it belongs into mllm/ of OmniGen2" in message
 
 
 def test_shards_without_an_index_are_not_guessed_together(folder):

@@ -73,7 +73,10 @@ class ModelFolder:
         """What the weights of `part` are, from its files' headers. Raises `CheckpointError` for another model's."""
         tensors, metadata = {}, {}
         for path in self.weight_files(part):
-            header = read_header(path)
+            try:
+                header = read_header(path)
+            except CheckpointError as unreadable:
+                raise CheckpointError(f"{unreadable} (it belongs into {part}/ of {self.name})") from unreadable
             tensors.update(header.tensors)
             metadata.update(header.metadata)
         info = classify(Header(tensors, metadata), self.path / part, has_config=True)

@@ -21,7 +21,11 @@ _OWN_NODE = {
 
 def require(path: str | Path, kind: FileKind) -> FileInfo:
     """Identify the file at `path` and return what it is if that is `kind`; otherwise raise `CheckpointError`."""
-    info = identify(path)
+    try:
+        info = identify(path)
+    except CheckpointError as unreadable:
+        expected, place = _EXPECTED[kind]
+        raise CheckpointError(f"{unreadable} ({expected} was expected, which goes to {place})") from unreadable
     refuse_unless(info, kind)
     return info
 
