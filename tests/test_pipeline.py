@@ -1,16 +1,21 @@
 """Pictures from a model folder, without ComfyUI. The model is the golden one: its pictures mean nothing, but are exact."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from make_checkpoints import write_folder
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from talking import golden_tokenizer
 
+from omnigen2_core import transformer
 from omnigen2_core.acceleration.presets import Acceleration
 from omnigen2_core.errors import PromptError, ReferenceImageError, SizeError
 from omnigen2_core.guidance import Guidance
 from omnigen2_core.pipeline import OmniGen2Pipeline
+from omnigen2_core.precision import Precision
 
 SETTINGS = {"steps": 3, "size": (64, 48)}
 
@@ -129,6 +134,37 @@ def test_smaller_dtypes_stay_near_fp32(folder, pipeline, dtype):
     assert next(small.transformer.parameters()).dtype == dtype
     exact, near = (p.generate("a red circle", seeds=2, **SETTINGS)[0] for p in (pipeline, small))
     assert 0 < np.abs(levels(exact) - levels(near)).mean() < 6
+
+
+def test_a_checkpoint_that_overflows_fp16_gives_fp32s_picture_in_fp16(folder, tmp_path, monkeypatch):
+    scaled = shutil.copytree(folder, tmp_path / "scaled")
+    for file in (scaled / "transformer").glob("*.safetensors"):
+        weights = load_file(file)
+        for name, weight in weights.items():
+            if name.endswith(("feed_forward.linear_1.weight", "feed_forward.linear_3.weight")):
+                weights[name] = weight * (300 / weight.abs().max())
+        save_file(weights, file)
+    half = OmniGen2Pipeline.from_folder(scaled, device="cpu", dtype=torch.float16)
+    full = OmniGen2Pipeline.from_folder(scaled, device="cpu", dtype=torch.float32)
+    full.encoder = half.encoder  # The same text: the encoder computes in bf16 beside fp16.
+    latents = {}
+
+    def drawn(name, model):
+        [made] = model.generate("a red circle", callback=lambda step, estimate, x: latents.update({name: x}), **SETTINGS)
+        return levels(made)
+
+    near, exact = drawn("half", half), drawn("full", full)
+    assert latents["half"].isfinite().all()
+    assert (latents["half"] - latents["full"]).norm() < 1e-2 * latents["full"].norm()
+    assert np.abs(near - exact).mean() < 1
+    monkeypatch.setattr(transformer, "precision_for", lambda dtype, *more: Precision(dtype))
+    with pytest.raises(OverflowError):
+        half.generate("a red circle", callback=raise_unless_finite, **SETTINGS)
+
+
+def raise_unless_finite(step, estimate, latents):
+    if not latents.isfinite().all():
+        raise OverflowError
 
 
 def test_what_is_cut_off_a_long_prompt_is_logged(pipeline, caplog):
