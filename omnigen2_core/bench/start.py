@@ -14,6 +14,7 @@ import torch
 
 from ..checkpoints import FileKind
 from ..checkpoints.published import PUBLISHED_MLLM, PUBLISHED_TRANSFORMER, PUBLISHED_VAE
+from ..errors import OmniGen2Error
 from .full_size import PLAIN, write_sparse
 from .results import Claim, Results
 from .runs import node
@@ -25,7 +26,13 @@ PIECE = 1 << 24
 """Bytes that are read or written at once."""
 COLD = 1.2
 """A read counts as one from the disk where it takes so many times as long as one from the system's cache."""
-FREED_SECONDS = 20
+FREED_SECONDS = 60
+_EVENTS = {
+    "encoder": "the encoder model's first call",
+    "encoded": "the end of that call",
+    "diffusion": "the diffusion model's first call",
+}
+"""What is waited for, by the name that the probe notes it under."""
 _FOLDERS = {FileKind.DIT: "diffusion_models", FileKind.ENCODER: "text_encoders", FileKind.VAE: "vae"}
 CONFIGS = {
     FileKind.DIT: PUBLISHED_TRANSFORMER | {"num_layers": 3, "num_refiner_layers": 1},
@@ -45,22 +52,22 @@ def measure(host: ModuleType, results: Results, *, on_card: bool = False, rounds
         size = sum(file.stat().st_size for file in files) / 1e9
         caches = ("warm", "cold") if _can_forget() else ("warm",)
         seconds: dict[str, dict[str, list[float]]] = {
-            cache: {"read": [], "encoder": [], "diffusion": []} for cache in caches
+            cache: {"read": [], **{name: [] for name in _EVENTS}} for cache in caches
         }
         with server:
             # What is imported and built once a session is not part of a click.
-            _click(server, _prompt(server.base / "first", files))
-            idle = server.memory()
+            noted = server.base / "first"
+            _click(server, _prompt(noted, files))
             for number in range(rounds):
                 for cache, found in seconds.items():
                     for what in ("read", "click") if number % 2 == 0 else ("click", "read"):
-                        _free(server, idle)
+                        _free(server, noted)
                         _prepare(files, cache)
                         if what == "read":
                             found["read"].append(_read(files))
                             continue
-                        noted = _click(server, _prompt(server.base / f"{cache}-{number}", files))
-                        for name, when in noted.items():
+                        noted = server.base / f"{cache}-{number}"
+                        for name, when in _click(server, _prompt(noted, files)).items():
                             found[name].append(when)
         _report(seconds, size, results)
 
@@ -74,22 +81,25 @@ def _report(seconds: dict[str, dict[str, list[float]]], size: float, results: Re
                 f"to forget the files and {reads['warm']:.2f} s from its cache, so it has not forgotten them."
             )
             continue
-        for name, bar in (("encoder", BAR), ("diffusion", None)):
-            what = f"{size:.1f} GB, {cache} file cache: from click to the {name} model's first call, against reading the files"
+        for name, event in _EVENTS.items():
+            bar = BAR if name == "encoder" else None
+            what = f"{size:.1f} GB, {cache} file cache: from click to {event}, against reading the files"
             ratio = estimate([found], lambda medians, name=name: medians[name] / medians["read"])
             results.claims.append(Claim.judged(what, ratio, bar) if bar else Claim(what, ratio))
         middle = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
         results.notes.append(
-            f"{cache.capitalize()} file cache, medians of {len(found['read'])} rounds: reading {middle['read']:.2f} s, click to "
-            f"the encoder's call {middle['encoder']:.2f} s, to the diffusion model's {middle['diffusion']:.2f} s."
+            f"{cache.capitalize()} file cache, medians of {len(found['read'])} rounds: reading {middle['read']:.2f} s; click to "
+            + ", ".join(f"{event} {middle[name]:.2f} s" for name, event in _EVENTS.items())
+            + "."
         )
     if "cold" not in seconds:
         results.notes.append("From click, cold file cache: not measured; this system cannot be asked to forget files.")
     results.notes.append(
         "From click: the published widths with fewer layers, drawn weights in bf16, single files through this pack's "
         "loaders, on a server that has drawn a picture before and was told to free its models. Click is when the prompt is "
-        "sent. The first model call is the encoder's, which all files are read before; until the diffusion model's, two "
-        "prompts are encoded, which is computing and not reading."
+        "sent. The first model call is the encoder's, which all files are loaded before; where weights stay in the mapped "
+        "file, they are read as the model first uses them. Until the diffusion model's call, two prompts are encoded, which "
+        "is computing for the most part."
     )
 
 
@@ -136,7 +146,7 @@ def _prompt(noted: Path, files: Sequence[Path]) -> tuple[dict, Path]:
 
 
 def _click(server, prompt: tuple[dict, Path]) -> dict[str, float]:
-    """Seconds from when the prompt is sent to the first call of "encoder" and "diffusion"."""
+    """Seconds from when the prompt is sent to the first of each of `_EVENTS`."""
     nodes, noted = prompt
     clicked = time.time()
     server.run(nodes)
@@ -144,16 +154,23 @@ def _click(server, prompt: tuple[dict, Path]) -> dict[str, float]:
     for line in noted.read_text(encoding="utf-8").splitlines():
         name, when = line.split()
         found.setdefault(name, float(when) - clicked)
-    return found
+    return {name: found[name] for name in _EVENTS}
 
 
-def _free(server, idle: int) -> None:
-    """Has the server drop its models and results, and waits until it has."""
-    server.ask("/free", {"unload_models": True, "free_memory": True})
+def _free(server, noted: Path) -> None:
+    """Has the server drop its models and results, and waits until it has those of the click with notes in `noted`.
+
+    Raises OmniGen2Error where it keeps them: a click that follows would load nothing.
+    """
     deadline = time.monotonic() + FREED_SECONDS
-    time.sleep(1.5)
-    while server.memory() > idle / 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while noted.read_text(encoding="utf-8").count("dropped") < 2:
+        if time.monotonic() > deadline:
+            raise OmniGen2Error(f"the server has kept its models for {FREED_SECONDS} s after it was told to free them")
+        # ComfyUI does not hear it where it is between two prompts just then.
+        server.ask("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1)
+    # Weights go after the module that held them, and the system forgets no file that is mapped.
+    time.sleep(0.5)
 
 
 def _can_forget() -> bool:

@@ -1,14 +1,19 @@
-"""A custom node pack that the bench's servers are given: notes when a model is first called, and ends the run there."""
+"""A custom node pack that the bench's servers are given: notes when models are called and dropped, and ends the run at the
+diffusion model's first call."""
 
 import time
+import weakref
 from pathlib import Path
 
 import comfy.model_management
 
 
 class BenchFirstCall:
-    """Writes to `file` when the encoder and the diffusion model are first called, a line each: its name, seconds since
-    1970. The run is interrupted at the second."""
+    """Writes to `file` what happens to the models, a line each: what, and when in seconds since 1970.
+
+    "encoder" and "diffusion": the model is called; the run is interrupted at the second. "encoded": the encoder answers.
+    "dropped": one of the two models is not in memory any more.
+    """
 
     RETURN_TYPES = ("MODEL", "CLIP")
     FUNCTION = "watch"
@@ -19,14 +24,20 @@ class BenchFirstCall:
         return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "file": ("STRING",)}}
 
     def watch(self, model, clip, file):
-        def note(name: str, interrupt: bool) -> None:
+        def note(name: str) -> None:
             with Path(file).open("a", encoding="utf-8") as lines:
                 lines.write(f"{name} {time.time()!r}\n")
-            if interrupt:
-                raise comfy.model_management.InterruptProcessingException()
 
-        clip.cond_stage_model.transformer.register_forward_pre_hook(lambda *_: note("encoder", False))
-        model.model.diffusion_model.register_forward_pre_hook(lambda *_: note("diffusion", True))
+        def end(*_) -> None:
+            note("diffusion")
+            raise comfy.model_management.InterruptProcessingException()
+
+        encoder, diffusion = clip.cond_stage_model.transformer, model.model.diffusion_model
+        encoder.register_forward_pre_hook(lambda *_: note("encoder"))
+        encoder.register_forward_hook(lambda *_: note("encoded"))
+        diffusion.register_forward_pre_hook(end)
+        for watched in (encoder, diffusion):
+            weakref.finalize(watched, note, "dropped").atexit = False
         return model, clip
 
 
