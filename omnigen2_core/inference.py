@@ -57,7 +57,8 @@ class InferencePrecision(Precision):
         if weight is None or not _has_no_fused_norm(x):
             return super().turned_heads(x, layer, table)
         x.mul_(_inverse_rms(x, layer.eps)).mul_(weight)
-        # A pair of dims is a complex number, and the rotation its product with another: one pass over the heads.
+        # A pair of dims is a complex number, and the rotation its product with another: one pass over the heads. Only
+        # on a CPU, see above: MPS has no complex numbers.
         torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.complex(*table).unsqueeze(2))
         return x
 

@@ -234,7 +234,7 @@ class OmniGen2Pipeline:
             name: (encoded.hidden.to(device, dtype), encoded.mask.to(device))
             for name, encoded in (("positive", text), ("negative", negative))
         }
-        lengths = {name: mask.sum(1).tolist() for name, (_, mask) in texts.items()}
+        lengths = {"positive": text.mask.sum(1).tolist(), "negative": negative.mask.sum(1).tolist()}
 
         def predict(branch: Branch, x: Tensor, t: float, step: int) -> Tensor:
             prompt = "positive" if branch == "cond" else "negative"

@@ -3,7 +3,8 @@
 Every token has three ids (sequence, row, column). Text tokens count along all three; each image keeps one
 sequence id for all its patches, and its rows and columns restart at 0 (OmniGen2 paper, section 3.2).
 Angles are computed from the ids directly, so no length limit exists. They are built in float64 on the CPU and
-reach the compute device as float32 cosines and sines: it never sees float64 or complex numbers.
+reach the compute device as float32 cosines and sines. No graphics card sees float64 or complex numbers, which MPS does
+not have; a CPU that computes in fp32 turns heads as complex numbers, because that is faster there (`inference`).
 """
 
 from collections.abc import Sequence

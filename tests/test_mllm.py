@@ -258,13 +258,15 @@ def test_weights_stored_as_fp8_compute_in_the_dtype_asked_for(weights, cases):
 
 
 @torch.no_grad()
-def test_nothing_is_computed_in_float64_or_complex(model, cases):
+def test_nothing_is_computed_in_float64_complex_or_fp8(model, cases):
+    absent = {torch.float64, torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2}
+
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
             result = function(*arguments, **(keywords or {}))
             for tensor in pytree.tree_leaves(result):
                 if isinstance(tensor, torch.Tensor):
-                    assert tensor.dtype not in (torch.float64, torch.complex64, torch.complex128), function
+                    assert tensor.dtype not in absent, function
             return result
 
     with Watch():

@@ -5,9 +5,7 @@ import json
 import pytest
 import torch
 from dit_golden import CASES, DitCases, max_error, relative_rms, tiny_dit
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from omnigen2_core.acceleration.protocol import Run
 from omnigen2_core.errors import CheckpointError, PromptError, ReferenceImageError, SizeError
 from omnigen2_core.precision import default_attention, precision_for
 from omnigen2_core.transformer import OmniGen2Config, OmniGen2Transformer
@@ -235,43 +233,3 @@ def test_weights_come_only_from_the_operations_passed_in(cases):
         if list(module.parameters(recurse=False)) and module is not model:
             assert type(module) in (Operations.Linear, Operations.RMSNorm), module
     assert [name for name, _ in model.named_parameters(recurse=False)] == ["image_index_embedding"]
-
-
-class ComputeDeviceRules(TorchDispatchMode):
-    """Collects the dtypes of everything that operations leave on the compute device."""
-
-    def __init__(self, device: str):
-        super().__init__()
-        self.device, self.dtypes = device, set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device:
-                self.dtypes.add(tensor.dtype)
-        return out
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_compute_device_sees_no_float64_complex_integer_or_fp8_and_is_never_waited_for(dtype, golden):
-    # "meta" is a second device without values: an operation that reads one back fails.
-    config = OmniGen2Config.from_dict(json.loads((golden / "dit_config.json").read_text()))
-    model = OmniGen2Transformer(config, dtype=dtype, device="meta")
-
-    def tensor(*shape):
-        return torch.zeros(shape, dtype=dtype, device="meta")
-
-    run = Run(steps=2)
-    with ComputeDeviceRules("meta") as rules:
-        for state in (None, run.evaluation("cond", 0, "prompt")):
-            velocity = model(
-                tensor(2, 16, 6, 4),
-                tensor(2),
-                tensor(2, 9, 64),
-                None,
-                [[tensor(16, 4, 4), tensor(16, 4, 6)], None],
-                text_lengths=[9, 5],
-                state=state,
-            )
-    assert velocity.shape == (2, 16, 6, 4)
-    assert rules.dtypes <= {torch.float32, dtype, torch.bool}
