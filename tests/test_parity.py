@@ -9,10 +9,11 @@ from make_checkpoints import golden_weights
 from safetensors.torch import load_file, save_file
 
 from omnigen2_core.errors import CheckpointError
-from omnigen2_core.parity import Setup, all_hold, replay_folder
+from omnigen2_core.parity import Setup, all_hold, encoder, replay_folder
 from omnigen2_core.parity.__main__ import find_tokenizer, main
 from omnigen2_core.parity.core_model import CoreModel
 from omnigen2_core.parity.dit import replay_velocities
+from omnigen2_core.parity.encoder import replay_encoder
 from omnigen2_core.parity.folder import GoldenFolder, NotReplayed
 from omnigen2_core.parity.report import Row, Ruler
 from omnigen2_core.parity.trajectories import replay_trajectories
@@ -81,6 +82,20 @@ def test_everything_holds_in_smaller_dtypes(golden, dtype, limit):
     velocities = rows_of(rows, "dit")
     assert len(velocities) >= 7
     assert all(row.tolerance == limit and 1e-5 < row.relative <= limit for row in velocities)
+
+
+def test_the_encoder_reads_text_in_bf16_and_says_how_far_off_it_sees_images_so(golden, monkeypatch):
+    folder, cpu = GoldenFolder(golden), torch.device("cpu")
+    judged = {row.case: row for row in replay_encoder(folder, cpu, torch.bfloat16)}
+    for name in ("img1 text_embeds", "img2 text_embeds", "batch2 last_hidden_full"):
+        figure, _, what = judged[name].note.partition(" ")
+        assert what == "with activations in bf16"
+        assert judged[name].relative <= judged[name].tolerance < float(figure) < 4e-2
+    assert not judged["text last_hidden"].note
+    build = encoder._built
+    monkeypatch.setattr(encoder, "_built", lambda *arguments: build(*arguments[:-1], torch.float32))
+    rounded = next(encoder.replay_encoder(folder, cpu, torch.bfloat16))
+    assert rounded.case == "text last_hidden" and rounded.relative < judged["text last_hidden"].relative <= 2e-2
 
 
 def test_a_wrong_weight_is_noticed(dit_folder):

@@ -49,13 +49,12 @@ class Ruler:
             if result.shape != expected.shape:
                 note = f"shape {list(result.shape)} where {list(expected.shape)} is expected"
                 return Row(self.part, case, False, None, tolerance, note=note)
-            got.append(result.detach().cpu().double().flatten())
-            want.append(expected.cpu().double().flatten())
-        difference, expected = torch.cat(got) - torch.cat(want), torch.cat(want)
-        error = difference.abs().max().item()
+            got.append(result)
+            want.append(expected)
+        error = (_flat(got) - _flat(want)).abs().max().item()
         if self.dtype == torch.float32:
             return Row(self.part, case, error <= tolerance, error, tolerance, note=note)
-        relative = (difference.norm() / expected.norm()).item()
+        relative = relative_error(list(zip(got, want)))
         limit = RELATIVE_TOLERANCE[self.dtype]
         return Row(self.part, case, relative <= limit, error, limit, relative, note)
 
@@ -74,6 +73,16 @@ class Ruler:
     def failed(self, case: str, reason: object) -> Row:
         """A row for a case that could not be brought to a result."""
         return Row(self.part, case, False, note=str(reason))
+
+
+def relative_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Relative RMS error of results over (result, expected) pairs together."""
+    got, want = (_flat(tensors) for tensors in zip(*pairs))
+    return ((got - want).norm() / want.norm()).item()
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().cpu().double().flatten() for tensor in tensors])
 
 
 def _short(value: object, limit: int = 80) -> str:
