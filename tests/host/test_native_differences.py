@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from harness import Graph
+from make_checkpoints import write_single
 from native_model import install_native
-from scenes import Scene, compare, difference, save_picture
+from scenes import STEPS, Scene, compare, difference, save_picture
 from small_models import install_folder
 
 
@@ -43,6 +45,63 @@ def test_block_patches_reach_only_ours(server, scene):
     patched, plain = compare(server, scene, scene.ksampler(), plain)
     change = difference(patched, plain)
     assert change < 1e-3 if scene.native else change > 1e-2
+
+
+def test_text_to_image_by_the_template_s_guider_costs_a_third_evaluation_only_with_core_s(server, scene):
+    """Core's template gives the guider the negative prompt twice: without a reference, and with none."""
+    scene.count()
+    guider = scene.dual_guider(middle=scene.negative)
+    # Core's module cannot be watched, and computes all that it is asked for.
+    kind = "calls" if scene.native else "forwards"
+    assert sum(scene.evaluations(server, scene.custom(guider), kind)) == (3 if scene.native else 2) * STEPS
+
+
+def test_the_shift_follows_the_size_only_with_ours(server, scene):
+    """Core's schedule is not told the size and is that of 2.6; ours knows it, on either model."""
+    assert "LATENT" not in str(server.node("BasicScheduler")["input"])
+    core = scene.add("BasicScheduler", model=scene.model, scheduler="simple", steps=STEPS, denoise=1.0)[0]
+    nodes = [scene.save(sigmas=core), scene.save(sigmas=scene.sigmas())]
+    scene.latent = scene.add("EmptySD3LatentImage", width=512, height=512, batch_size=1)[0]
+    nodes.append(scene.save(sigmas=scene.sigmas()))
+    result = server.run(scene.graph)
+    core, small, large = (server.tensors(result, node)["sigmas"] for node in nodes)
+    even = torch.linspace(1, 0, STEPS + 1)
+    assert difference(core, 2.6 * even / (1 + 1.6 * even)) < 1e-3
+    assert (large - small)[1:-1].min() > 0.05
+
+
+def test_fp16_overflows_only_with_core_s(server, scene, golden):
+    """A checkpoint whose feed-forward product fp16 cannot hold, computed in fp16 by either."""
+    file = install_native(
+        server.models, golden, "overflowing.safetensors",
+        {"feed_forward.linear_1.weight": 300.0, "feed_forward.linear_3.weight": 300.0},
+    )  # fmt: skip
+    load = ("TestLoadNativeModel", "file", "float16") if scene.native else ("OmniGen2LoadDiffusionModel", "unet_name", "fp16")
+    node, name, dtype = load
+    scene.model = scene.add(node, **{name: file}, dtype=dtype)[0]
+    latent = scene.run(server, scene.ksampler(steps=2))
+    if scene.native:
+        assert not torch.isfinite(latent).all()
+        return
+    assert torch.isfinite(latent).all()
+    scene.model = scene.add(node, **{name: file}, dtype="fp32")[0]
+    full = scene.run(server, scene.ksampler(steps=2))
+    assert (latent - full).norm() < 0.02 * full.norm()
+
+
+def test_a_file_in_the_wrong_place_is_named_only_by_ours(server, golden):
+    write_single(server.models / "diffusion_models" / "misplaced.safetensors", golden, "mllm")
+
+    def error(node: str, **more) -> str:
+        graph = Graph()
+        graph.add("PreviewAny", source=graph.add(node, unet_name="misplaced.safetensors", **more)[0])
+        result = server.run(graph, check=False)
+        assert result.status == "error"
+        return result.error
+
+    core, own = error("UNETLoader", weight_dtype="default"), error("OmniGen2LoadDiffusionModel", dtype="auto")
+    assert "Could not detect model type" in core and "text_encoders" not in core
+    assert "Qwen2.5-VL" in own and "models/text_encoders" in own and "OmniGen2 Load Encoder" in own
 
 
 def test_a_concatenated_conditioning_is_read_only_by_ours(server, scene):

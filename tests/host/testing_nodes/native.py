@@ -13,23 +13,26 @@ NATIVE_SETTINGS = ("patch_size", "in_channels", "hidden_size", "num_layers", "nu
 
 
 class TestLoadNativeModel:
-    """ComfyUI's own MODEL from a file in models/diffusion_models whose metadata holds the config."""
+    """ComfyUI's own MODEL from a file in models/diffusion_models whose metadata holds the config.
+
+    It computes in `dtype` whatever the device: on a CPU, ComfyUI would compute in fp32.
+    """
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"file": ("STRING", {"default": ""})}}
+        return {"required": {"file": ("STRING", {"default": ""})}, "optional": {"dtype": (["float32", "float16"],)}}
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "load"
     CATEGORY = "testing"
 
-    def load(self, file):
+    def load(self, file, dtype="float32"):
         path = folder_paths.get_full_path_or_raise("diffusion_models", file)
         weights, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
         config = json.loads(metadata["omnigen2_config"])
         settings = {name: config[name] for name in NATIVE_SETTINGS}
         model_config = comfy.supported_models.Omnigen2({"image_model": "omnigen2", **settings})
-        model_config.set_inference_dtype(torch.float32, None)
+        model_config.set_inference_dtype(getattr(torch, dtype), None)
         model = model_config.get_model(weights)
         patcher = comfy.model_patcher.CoreModelPatcher(
             model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
