@@ -76,9 +76,15 @@ def installed_packages() -> str:
     return subprocess.run([sys.executable, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
 
 
+def asked_for(server: Server) -> str:
+    """The pack's name in the addresses that the help panel asks for: the frontend's `extractCustomNodeName`."""
+    module = server.node("OmniGen2Encode")["python_module"]
+    return urllib.parse.quote(module.split(".")[1].split("@")[0])
+
+
 def test_manager_installs_the_pack_under_an_odd_name(tmp_path, address):
     server = Server(tmp_path / "Kömfy UI 画布", pack=None)
-    target = server.base / "custom_nodes" / "Omni Gen2 – 模型 (1)"
+    target = server.base / "custom_nodes" / "Omni Gen2 – 模型 (1)@v1.0"
     before = installed_packages()
 
     script = tmp_path / "install.py"
@@ -96,7 +102,26 @@ def test_manager_installs_the_pack_under_an_odd_name(tmp_path, address):
         assert scripts and all(server.get_bytes(path) for path in scripts)
         name = urllib.parse.quote(target.name)
         assert server.get_bytes(f"/extensions/{name}/docs/OmniGen2Encode.md")
+        for page in ("OmniGen2Encode.md", "OmniGen2Encode/zh.md", "images/OmniGen2Encode.png"):
+            assert server.get_bytes(f"/extensions/{asked_for(server)}/docs/{page}") == (ROOT / "web/docs" / page).read_bytes()
         template = server.get("/workflow_templates")[target.name][0]
         assert server.get(f"/api/workflow_templates/{name}/{urllib.parse.quote(template)}.json")["nodes"]
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            server.get_bytes(f"/extensions/{name}/..%2F..%2F__init__.py")
+        for outside in (f"{name}/..%2F..%2F__init__.py", f"{asked_for(server)}/docs/OmniGen2Encode%2F..%2F..%2F..%2F__init__.py"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                server.get_bytes(f"/extensions/{outside}")
+
+
+@pytest.mark.parametrize("name", ["OmniGen2-1.0", "omnigen2@1.0"])
+def test_help_pages_are_found_under_the_name_that_the_frontend_cuts_short(tmp_path, name):
+    """And only they: a pack that has the shorter name keeps its own addresses."""
+    server = Server(tmp_path, pack=None)
+    shutil.copytree(ROOT, server.base / "custom_nodes" / name, ignore=shutil.ignore_patterns(".*", "tests", "__pycache__"))
+    other = server.base / "custom_nodes" / name.partition(".")[0].partition("@")[0]
+    (other / "web" / "docs").mkdir(parents=True)
+    (other / "__init__.py").write_text("WEB_DIRECTORY = './web'\nNODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
+    (other / "web" / "docs" / "Other.md").write_text("theirs", encoding="utf-8")
+    with server:
+        assert asked_for(server) == other.name
+        for page in ("OmniGen2Encode.md", "OmniGen2Encode/ko.md", "images/OmniGen2Encode.png"):
+            assert server.get_bytes(f"/extensions/{other.name}/docs/{page}") == (ROOT / "web/docs" / page).read_bytes()
+        assert server.get_bytes(f"/extensions/{other.name}/docs/Other.md") == b"theirs"
