@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "host"), str(ROOT / "tests" / "browser")]
 
 from built_in_choices import THUMBNAILS  # noqa: E402
+from built_in_graphs import api, node_of, on_built_in_model, with_mask  # noqa: E402
 from harness import Result, Server  # noqa: E402
-from template_parts import BUILT_IN, built_in_drawing  # noqa: E402
 
 FOLDER = ROOT / "workflows"
 SIZE = (480, 360)
@@ -51,20 +51,12 @@ PUBLISHED: dict[str, tuple[list[str], str]] = {
 """For each template on the published weights in which nobody looks: what to draw as its pictures, and the prompt for the
 built-in model. Those of the others depend on what it sees and are in built_in_choices.py."""
 
-TEXTS = {"OmniGen2Encode": "prompt", "OmniGen2Ask": "question", "OmniGen2Chat": "message", "OmniGen2ReflectionLoop": "prompt", "OmniGen2BestOfN": "prompt"}
-"""The input that says what is wanted, by node."""
-
-
 class Outcome(NamedTuple):
     """What a run gave. said: who says it (the user?) and what, a text or a picture, where the template is a talk."""
 
     sources: list[Image.Image]
     result: Image.Image | None
     said: list[tuple[bool, str | Image.Image]] = []
-
-
-def api(name: str) -> dict:
-    return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def run(server: Server, prompt: dict, given: list[Image.Image] = ()) -> Outcome:
@@ -120,50 +112,6 @@ def draw(server: Server, text: str) -> Image.Image:
     prompt = api("Try-it-text-to-image")
     node_of(prompt, "OmniGen2Encode")["inputs"]["prompt"] = text
     return run(server, prompt).result
-
-
-def node_of(prompt: dict, class_type: str) -> dict:
-    return next(entry for entry in prompt.values() if entry["class_type"] == class_type)
-
-
-def on_built_in_model(server: Server, name: str, sources: list[Image.Image], text: str, **settings) -> dict:
-    """A template's API graph with the built-in model's loader, settings and sizes, on these pictures.
-
-    settings: those that are not the built-in model's own.
-    """
-    settings, prompt = {**built_in_drawing(), **settings}, api(name)
-    outputs = {"OmniGen2LoadDiffusionModel": 0, "OmniGen2LoadEncoder": 1, "OmniGen2LoadVAE": 2}
-    moved = {}
-    for node, entry in list(prompt.items()):
-        kind = entry["class_type"]
-        if kind in outputs:
-            moved[node] = ["loader", outputs[kind]]
-            del prompt[node]
-        elif kind == "OmniGen2LoadLoRA":
-            moved[node] = ["loader", 0]
-            del prompt[node]
-    prompt["loader"] = {"class_type": "OmniGen2LoadFolder", "inputs": {"folder": BUILT_IN, "dtype": "auto"}}
-    left = iter(sources)
-    for entry in prompt.values():
-        inputs = entry["inputs"]
-        inputs |= {key: moved[value[0]] for key, value in inputs.items() if isinstance(value, list) and value[0] in moved}
-        if entry["class_type"] == "LoadImage":
-            inputs["image"] = server.save_input(f"{name}-{inputs['image']}-{len(list(server.input.iterdir()))}.png", next(left))
-        elif entry["class_type"].startswith("OmniGen2"):
-            inputs |= {key: value for key, value in settings.items() if key in inputs}
-            inputs |= {TEXTS[entry["class_type"]]: text} if entry["class_type"] in TEXTS else {}
-        elif entry["class_type"] == "ImageScaleToTotalPixels":
-            inputs["megapixels"] = 0.01
-    return prompt
-
-
-def with_mask(picture: Image.Image) -> Image.Image:
-    """The right half transparent: that is how the canvas's mask editor saves a mask."""
-    alpha = Image.new("L", picture.size, 255)
-    alpha.paste(0, (picture.width // 2, 0, picture.width, picture.height))
-    picture = picture.convert("RGBA")
-    picture.putalpha(alpha)
-    return picture
 
 
 def compose(sources: list[Image.Image], result: Image.Image) -> Image.Image:
@@ -223,7 +171,7 @@ def published(server: Server, name: str) -> Outcome:
         (scenes, text), settings = PUBLISHED[name], {}
     sources = [draw(server, scene) for scene in scenes]
     loaded = [with_mask(source) for source in sources] if name == "OmniGen2-masked-edit" else sources
-    return run(server, on_built_in_model(server, name, loaded, text, **settings), sources)
+    return run(server, on_built_in_model(server, api(name), loaded, text, **settings), sources)
 
 
 def main() -> None:

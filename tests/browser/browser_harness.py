@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Playwright, Route
@@ -18,6 +20,8 @@ from harness import PACK_NAME, Result, Server
 
 OPEN_TIMEOUT = 300
 RUN_TIMEOUT = 300
+PATIENCE = 60_000
+"""Milliseconds that a page may take to show what it is expected to."""
 SCRIPTS = f"/extensions/{PACK_NAME}/js/"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -165,6 +169,61 @@ class Canvas:
         panel.wait_for(timeout=10_000)
         self.page.wait_for_timeout(500)
         return panel.inner_text()
+
+    @contextmanager
+    def no_pictures(self) -> Iterator[None]:
+        """While in it, the page's requests for pictures fail."""
+        self.page.route("**/view?**", lambda route: route.abort())
+        try:
+            yield
+        finally:
+            self.page.unroute("**/view?**")
+
+    @contextmanager
+    def disconnected(self, at: str = "", when: str = "() => true") -> Iterator[None]:
+        """While in it, the page gets no messages from the server; at its end it is connected again.
+
+        at, when: not at once, but from the next message of this kind on whose detail passes the test.
+        """
+        self.evaluate("""([at, when]) => {
+            const api = app.api, make = api.createSocket;
+            let held;
+            const close = () => {
+                api.removeEventListener(at, check);
+                held = new Promise((hold) => {
+                    api.createSocket = (again) => new Promise((made) => hold(() => {
+                        delete api.createSocket;
+                        made(make.call(api, again));
+                    }));
+                });
+                window.disconnected = true;
+                api.socket.close();
+            };
+            const check = (event) => { if (eval(when)(event.detail)) close(); };
+            window.disconnected = false;
+            window.connect = async () => {
+                if (!window.disconnected) close();
+                (await held)();
+            };
+            if (at) api.addEventListener(at, check);
+            else close();
+        }""", [at, when])
+        try:
+            yield
+            self.page.wait_for_function("window.disconnected")
+        finally:
+            with self.connecting():
+                self.evaluate("() => window.connect()")
+
+    @contextmanager
+    def connecting(self) -> Iterator[None]:
+        """Around what makes the page connect to the server again; waits at its end until it has."""
+        self.evaluate("""() => {
+            window.connected = false;
+            app.api.addEventListener('reconnected', () => { window.connected = true }, {once: true});
+        }""")
+        yield
+        self.page.wait_for_function("window.connected")
 
     def body_text(self) -> str:
         """All text that the page shows."""

@@ -66,3 +66,38 @@ THUMBNAILS = {
         {"seed": 1, "steps": 3},
     ),
 }  # fmt: skip
+
+# Every graph for the published weights runs on the built-in model in a test: the pictures that are loaded, the words, and
+# what the picture it saves has to show. They are the simplest that use the whole graph.
+RED_CIRCLE, BLUE_SQUARE, GREEN_TRIANGLE = ("left", "red", "circle", "large"), ("right", "blue", "square", "large"), ("middle", "green", "triangle", "large")
+TWO = ("white", RED_CIRCLE, BLUE_SQUARE)
+DRAWN = ([], "A large red circle on the left and a large blue square on the right on a white background", TWO)
+GROUND_CHANGED = ([TWO], "Change the background to yellow", ("yellow", RED_CIRCLE, BLUE_SQUARE))
+SOURCES = [("white", GREEN_TRIANGLE), ("yellow", RED_CIRCLE), ("black", BLUE_SQUARE)]
+RUNS = {
+    "OmniGen2-text-to-image": DRAWN,
+    "OmniGen2-edit": GROUND_CHANGED,
+    "OmniGen2-accelerate": GROUND_CHANGED,
+    "OmniGen2-masked-edit": ([TWO], "Make the blue square green", ("white", RED_CIRCLE, ("right", "green", "square", "large"))),
+    "OmniGen2-in-context-two-references": (
+        SOURCES[:2], "Put the shape from image 1 on the right and the shape from image 2 on the left on a blue background",
+        ("blue", ("right", "green", "triangle", "large"), RED_CIRCLE),
+    ),
+    "OmniGen2-in-context-three-references": (
+        SOURCES, "Put the shape from image 1 on the left, the shape from image 2 in the middle and the shape from image 3 on the right on a white background",
+        ("white", ("left", "green", "triangle", "large"), ("middle", "red", "circle", "large"), BLUE_SQUARE),
+    ),
+    "OmniGen2-LoRA": (
+        SOURCES[:2], "Put the shape from image 1 on the right and the shape from image 2 on the left on a blue background",
+        ("blue", ("right", "green", "triangle", "large"), RED_CIRCLE),
+    ),
+    "OmniGen2-chat": ([], "Draw a large red circle on the left and a large blue square on the right on a white background", TWO),
+    "OmniGen2-reflect-until-right": DRAWN,
+    "OmniGen2-best-of-four": DRAWN,
+    "neverbiasu-text-to-image": DRAWN,
+    "neverbiasu-edit": GROUND_CHANGED,
+    "Yuan-ManX-text-to-image": DRAWN,
+    "Yuan-ManX-edit": GROUND_CHANGED,
+}  # fmt: skip
+ASKED = (("white", ("middle", "red", "circle", "large")), "What color is the circle?", "red")
+"""The template that asks shows no picture: what is loaded, the question, and a word that must be in the answer."""

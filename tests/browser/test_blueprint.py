@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from built_in_choices import RUNS
+from built_in_graphs import assert_shows, on_built_in_model, rendered
 from harness import PACK_NAME, ROOT
 
 FOLDER = ROOT / "subgraphs"
@@ -41,7 +43,9 @@ def test_it_is_one_subgraph_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_becomes_a_node_that_edits(canvas, name):
-    """Listed among the frontend's blueprints, with a picture in and out; its prompt reaches the encode node inside."""
+    """Listed among the frontend's blueprints, with a picture in and out; its prompt reaches the encode node inside, and
+    on the built-in model the picture that comes out is the edited one.
+    """
     canvas.page.wait_for_function(LISTED, arg=name)
     canvas.load(read(name))
     assert canvas.missing_nodes() == []
@@ -63,3 +67,8 @@ def test_it_becomes_a_node_that_edits(canvas, name):
     assert inside["OmniGen2Sample"]["steps"] == 50
     assert prompt[inside["SaveImage"]["images"][0]]["class_type"] == "VAEDecode"
     assert canvas.errors == []
+
+    [scene], text, wanted = RUNS["OmniGen2-edit"]
+    prompt[str(source)] = {"class_type": "LoadImage", "inputs": {}}
+    edited, = canvas.server.images(canvas.server.run(on_built_in_model(canvas.server, prompt, [rendered(*scene)], text)))
+    assert_shows(edited, *wanted)

@@ -6,14 +6,16 @@ import json
 
 import harness
 import pytest
-from browser_harness import Canvas
+from browser_harness import PATIENCE, Canvas
 from needed import need_comfyui
 from PIL import Image
+from playwright.sync_api import expect
 from small_models import install_folder
 
 # What would be a picture, a link, bold or a script on a page that reads it as HTML or as Markdown.
 HOSTILE = '<img src="x" onerror="window.broken = true"> ![a](http://x.y/z.png) [b](http://x.y) **fox** <b>&amp;</b>'
 DRAW = "<|img|>"
+GONE = "This picture is gone:"
 EMPTY = "Write a message below. Your conversation appears here."
 
 MAKE = """([folder, written]) => {
@@ -39,10 +41,16 @@ MAKE = """([folder, written]) => {
 }"""
 SET = "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }"
 GET = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
-END = """() => new Promise(resolve => {
+FOLLOW = """() => {
+    window.chatEnd = window.chatRun = null;
+    app.api.addEventListener('execution_start', ({detail}) => { window.chatRun = detail.prompt_id }, {once: true});
     for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
-        app.api.addEventListener(kind, () => resolve(kind), {once: true});
-})"""
+        app.api.addEventListener(kind, () => { window.chatEnd ??= kind }, {once: true});
+}"""
+ADDED = """(id) => {
+    const [log, field] = ['history', 'message'].map(name => app.graph.getNodeById(id).widgets.find(w => w.name === name));
+    return !log.element.querySelector('[aria-busy]') && (window.chatEnd !== 'execution_success' || field.value === '');
+}"""
 
 
 class Chat:
@@ -61,6 +69,10 @@ class Chat:
             }""",
             self.node,
         )
+        # Nodes 2.0 puts them on the page some time after the node is made.
+        self.canvas.page.wait_for_function(
+            "(id) => document.querySelectorAll(`[data-test-chat=\"${id}\"]`).length === 2", arg=self.node
+        )
         return self.canvas.page.locator(f'[data-test-chat="{self.node}"]').locator(selector)
 
     @property
@@ -75,6 +87,16 @@ class Chat:
     def status(self):
         return self.part('[role="status"]')
 
+    @property
+    def pictures(self):
+        return self.log.get_by_role("img")
+
+    def sees(self, *pictures: int) -> None:
+        """Wait until there are pictures of these widths, and no others."""
+        expect(self.pictures).to_have_count(len(pictures), timeout=PATIENCE)
+        for index, width in enumerate(pictures):
+            expect(self.pictures.nth(index)).to_have_js_property("naturalWidth", width, timeout=PATIENCE)
+
     def get(self, name: str):
         return self.canvas.evaluate(GET, [self.node, name])
 
@@ -87,12 +109,24 @@ class Chat:
 
     def send(self, message: str) -> str:
         """Type a message and press Enter; how the run ended."""
-        self.canvas.evaluate(f"() => {{ window.chatEnd = ({END})() }}")
+        self.begin(message)
+        return self.end()
+
+    def begin(self, message: str) -> None:
+        self.canvas.evaluate(FOLLOW)
         self.field.fill(message)
         self.field.press("Enter")
-        ended = self.canvas.evaluate("window.chatEnd")
-        self.canvas.page.wait_for_timeout(300)
+
+    def end(self) -> str:
+        """How the run ended, once what came of it is shown."""
+        ended = self.canvas.page.wait_for_function("window.chatEnd").json_value()
+        self.canvas.page.wait_for_function(ADDED, arg=self.node)
         return ended
+
+    @property
+    def run(self) -> str:
+        """The id of the run that was begun last."""
+        return self.canvas.page.wait_for_function("window.chatRun").json_value()
 
     @property
     def turns(self) -> list[tuple[str, str]]:
@@ -121,9 +155,7 @@ def chats(folder, canvas):
     """chats(*written) -> chat nodes whose models write these texts."""
 
     def make(*written: str) -> list[Chat]:
-        made = [Chat(canvas, *ids) for ids in canvas.evaluate(MAKE, [folder, written])]
-        canvas.page.wait_for_timeout(500)
-        return made
+        return [Chat(canvas, *ids) for ids in canvas.evaluate(MAKE, [folder, written])]
 
     return make
 
@@ -153,11 +185,10 @@ def test_a_message_is_sent_with_enter_and_the_answer_is_shown_as_characters(chat
 def test_a_picture_is_shown_from_the_output_folder(chats, canvas):
     [chat] = chats(DRAW)
     assert chat.send("Draw a fox.") == "execution_success"
-    picture = chat.log.get_by_role("img")
-    canvas.page.wait_for_function("(img) => img.complete && img.naturalWidth === 64", arg=picture.element_handle())
-    address = picture.get_attribute("src")
+    chat.sees(64)
+    address = chat.pictures.get_attribute("src")
     assert "type=output" in address and "subfolder=omnigen2_chat" in address
-    assert picture.get_attribute("alt").startswith("Picture omnigen2_chat/drawn_")
+    assert chat.pictures.get_attribute("alt").startswith("Picture omnigen2_chat/drawn_")
     assert chat.saved == [("user", "Draw a fox.", 0), ("assistant", "", 1)]
     assert canvas.errors == []
 
@@ -175,7 +206,7 @@ def test_saving_and_opening_the_workflow_shows_the_conversation_again(chats, can
     again = Chat(canvas, chat.node)
     assert again.turns == shown and again.get("history") == history
     assert again.field.input_value() == "not sent yet"
-    canvas.page.wait_for_function("(img) => img.naturalWidth === 64", arg=again.log.get_by_role("img").element_handle())
+    again.sees(64)
     prompt = canvas.prompt()[str(chat.node)]["inputs"]
     assert prompt["history"] == history and prompt["message"] == "not sent yet" and prompt["width"] == 64
     assert canvas.errors == []
@@ -209,7 +240,6 @@ def test_a_copy_of_the_node_has_the_conversation_and_goes_its_own_way(chats, can
         }""",
         chat.node,
     )
-    canvas.page.wait_for_timeout(500)
     [copy] = [Chat(canvas, node) for node in ids]
     assert copy.turns == chat.turns and copy.get("history") == chat.get("history")
     chat.writes("Yes.")
@@ -252,9 +282,7 @@ def test_text_is_shown_while_it_is_written_and_cancelling_leaves_the_conversatio
     chat.send("What is it?")
     before = chat.get("history")
     chat.writes("a fox in the snow " * 12, seconds=0.2)
-    canvas.evaluate(f"() => {{ window.chatEnd = ({END})() }}")
-    chat.field.fill("More?")
-    chat.field.press("Enter")
+    chat.begin("More?")
     canvas.page.wait_for_function(
         """(id) => {
             const log = app.graph.getNodeById(id).widgets.find(w => w.name === 'history').element.querySelector('[role="log"]');
@@ -264,8 +292,7 @@ def test_text_is_shown_while_it_is_written_and_cancelling_leaves_the_conversatio
     )
     assert chat.texts[2] == "More?" and chat.status.inner_text() == "Writing …"
     canvas.server.interrupt()
-    assert canvas.evaluate("window.chatEnd") == "execution_interrupted"
-    canvas.page.wait_for_timeout(300)
+    assert chat.end() == "execution_interrupted"
     assert chat.texts == ["What is it?", "A fox."] and chat.get("history") == before
     assert chat.field.input_value() == "More?" and "as it was" in chat.status.inner_text()
     assert canvas.errors == []
@@ -308,7 +335,7 @@ def test_a_long_conversation_drops_its_oldest_pictures_first_and_the_node_says_s
     assert chat.send("Draw a fox.") == "execution_success"
     shown = chat.texts
     assert len(shown) == 12 and shown[0] == "user 1" and shown[10] == "Draw a fox."
-    assert chat.log.get_by_role("img").count() == 3 + 1, "that of the answer comes on top"
+    chat.sees(64, 64, 64, 64)  # those that were sent and that of the answer
     assert shown[1] == "assistant 1\nEarlier pictures that are no longer kept: 1"
     notes = canvas.page.get_by_role("status", name="Notes of the last run").inner_text()
     assert f"the oldest images were dropped: {names[0]}." in notes and "the oldest 2 turns were dropped." in notes
@@ -322,17 +349,68 @@ def test_a_chat_goes_on_on_the_same_page_after_the_server_was_restarted(browser,
         canvas = Canvas(browser, server)
         canvas.reset()
         [chat] = [Chat(canvas, *ids) for ids in canvas.evaluate(MAKE, [folder, [DRAW]])]
-        canvas.page.wait_for_timeout(500)
-        assert chat.send("Draw a fox.") == "execution_success"
-        canvas.evaluate("() => { window.back = new Promise(resolve => app.api.addEventListener('reconnected', () => resolve(true), {once: true})) }")
-        server.restart()
-        assert canvas.evaluate("window.back")
+        with canvas.no_pictures():
+            assert chat.send("Draw a fox.") == "execution_success"
+            expect(chat.log.get_by_text(GONE)).to_have_count(1, timeout=PATIENCE)
+        with canvas.connecting():
+            server.restart()
+        chat.sees(64)
         chat.writes("It is red.")
         assert chat.send("Which colour?") == "execution_success"
         assert chat.texts[-2:] == ["Which colour?", "It is red."] and len(chat.turns) == 4
-        picture = chat.log.get_by_role("img").element_handle()
-        canvas.page.wait_for_function("(img) => img.complete && img.naturalWidth === 64", arg=picture)
+        chat.sees(64)
         canvas.close()
+
+
+def test_a_picture_that_could_not_be_had_is_asked_for_whenever_the_page_is_connected_again(chats, canvas):
+    [chat] = chats(DRAW)
+    files = {name: canvas.server.output / "omnigen2_chat" / f"{name}.png" for name in ("first", "second", "third")}
+    files["first"].parent.mkdir(exist_ok=True)
+    files["second"].unlink(missing_ok=True)
+    for width, name in ((32, "first"), (64, "third")):
+        Image.new("RGB", (width, 32), "red").save(files[name])
+    turn = {"role": "assistant", "text": "Three.", "images": [f"omnigen2_chat/{name}.png" for name in files]}
+    with canvas.no_pictures():
+        chat.set("history", json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": [turn]}))
+        expect(chat.log.get_by_text(GONE)).to_have_count(3, timeout=PATIENCE)
+    with canvas.disconnected():
+        pass
+    chat.sees(32, 64)
+    in_order = "(turn) => [...turn.children].slice(2).map(part => part.firstChild.alt ?? part.textContent)"
+    first, second, third = (f"omnigen2_chat/{name}.png" for name in files)
+    assert chat.log.locator("> div").evaluate(in_order) == [f"Picture {first}", f"{GONE} {second}", f"Picture {third}"]
+    Image.new("RGB", (48, 32), "red").save(files["second"])
+    with canvas.disconnected():
+        pass
+    chat.sees(32, 48, 64)
+    assert chat.log.get_by_text(GONE).count() == 0
+
+
+def test_an_answer_that_came_while_the_page_was_not_connected_is_added_when_it_is_again(chats, canvas):
+    [chat] = chats("A fox.")
+    with canvas.disconnected(at="omnigen2.chat"):
+        chat.begin("What is it?")
+        canvas.server.wait(chat.run)
+        expect(chat.log).to_have_attribute("aria-busy", "true", timeout=PATIENCE)
+        assert chat.texts == ["What is it?", ""] and chat.saved == []
+    canvas.page.wait_for_function(ADDED, arg=chat.node)
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == ""
+    assert chat.status.inner_text() == ""
+    chat.writes("Yes.")
+    chat.send("Sure?")
+    undo(canvas)
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == "Sure?"
+    assert canvas.errors == []
+
+
+def test_a_turn_that_ended_with_the_server_is_shown_no_longer_when_there_is_one_again(chats, canvas):
+    [chat] = chats("A fox.")
+    with canvas.disconnected(at="omnigen2.chat"):
+        chat.begin("What is it?")
+        canvas.server.forget(chat.run)
+    expect(chat.status).to_contain_text("as it was", timeout=PATIENCE)
+    assert chat.log.inner_text() == EMPTY and chat.field.input_value() == "What is it?"
+    assert canvas.errors == []
 
 
 @pytest.mark.parametrize(
@@ -360,10 +438,9 @@ def test_everything_has_a_name_and_is_reached_with_the_keyboard(chats, canvas):
     chat.field.fill("What is it?")
     chat.field.press("Tab")
     assert canvas.evaluate("document.activeElement.textContent") == "Send"
-    canvas.evaluate(f"() => {{ window.chatEnd = ({END})() }}")
+    canvas.evaluate(FOLLOW)
     canvas.page.keyboard.press("Enter")
-    assert canvas.evaluate("window.chatEnd") == "execution_success"
-    canvas.page.wait_for_timeout(300)
+    assert chat.end() == "execution_success"
     assert chat.texts == ["What is it?", "A fox."]
 
 

@@ -23,9 +23,9 @@ def title(page: str) -> str:
 
 def shown_help(canvas, node: str) -> str:
     """The text of the help panel, once its pictures are there; an error if they do not come."""
-    text = canvas.help_text(node)
+    canvas.help_text(node)
     canvas.page.wait_for_function(PICTURES_LOADED, timeout=60_000)
-    return text
+    return canvas.page.locator(".node-help-content").first.inner_text()
 
 
 @pytest.fixture(scope="module")

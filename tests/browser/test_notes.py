@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import json
 
+from playwright.sync_api import expect
+
+from browser_harness import PATIENCE
 from harness import ROOT
 
 HOSTILE = '<img src="x" onerror="window.broken = true"><b>bold</b><script>window.broken = true</script> 图 & "quotes"'
@@ -21,10 +24,9 @@ def notes(canvas, node: int) -> list[str]:
 def test_notes_are_shown_as_text_and_never_as_html(canvas):
     node = canvas.add_node("OmniGen2Encode")
     canvas.evaluate(SHOW, [node, [HOSTILE, "A second note."]])
-    canvas.page.wait_for_timeout(500)
     assert notes(canvas, node) == [HOSTILE, "A second note."]
     shown = canvas.page.get_by_role("status", name="Notes of the last run")
-    assert shown.count() == 1 and shown.is_visible()
+    expect(shown).to_be_visible(timeout=PATIENCE)
     assert shown.inner_text().splitlines() == [HOSTILE, "A second note."]
     assert shown.locator("img, b, script").count() == 0
     assert canvas.evaluate("window.broken === undefined")
@@ -36,12 +38,10 @@ def test_notes_make_room_below_the_widgets_and_go_away_with_the_next_run(canvas)
     canvas.page.wait_for_timeout(300)
     before = canvas.evaluate("(id) => app.graph.getNodeById(id).size[1]", node)
     canvas.evaluate(SHOW, [node, ["The size 100x96 became 96x96, because sides are multiples of 16."] * 4])
-    canvas.page.wait_for_timeout(300)
-    assert canvas.evaluate("(id) => app.graph.getNodeById(id).size[1]", node) > before
+    canvas.page.wait_for_function("([id, before]) => app.graph.getNodeById(id).size[1] > before", arg=[node, before])
     canvas.evaluate(SHOW, [node, []])
-    canvas.page.wait_for_timeout(300)
     assert notes(canvas, node) == []
-    assert canvas.page.get_by_role("status", name="Notes of the last run").count() == 0
+    expect(canvas.page.get_by_role("status", name="Notes of the last run")).to_have_count(0, timeout=PATIENCE)
 
 
 def test_what_a_run_cost_stands_below_the_notes(canvas):

@@ -4,7 +4,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from playwright.sync_api import expect
 
+from browser_harness import PATIENCE
 from small_models import install_folder
 
 # What would be a picture or a script on a page that reads it as HTML.
@@ -42,6 +44,10 @@ KEPT = "(id) => app.graph.getNodeById(id)?.properties.omnigen2_rounds ?? null"
 LOADED = """() => {
     const images = [...document.querySelectorAll('.omnigen2-rounds img')];
     return images.length > 0 && images.every(image => image.complete && image.naturalWidth > 0);
+}"""
+FAILED = """() => {
+    const images = [...document.querySelectorAll('.omnigen2-rounds img')];
+    return images.length > 0 && images.every(image => image.complete && image.naturalWidth === 0);
 }"""
 STATE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
 
@@ -155,7 +161,7 @@ def test_rounds_and_the_pick_survive_saving_and_loading(loop, canvas):
     before, shown, prompt = kept(canvas, loop), labels(canvas), canvas.prompt()
     saved = json.loads(json.dumps(canvas.workflow()))
     canvas.reset()
-    assert board(canvas).count() == 0
+    expect(board(canvas)).to_have_count(0, timeout=PATIENCE)
     canvas.load(saved)
     canvas.page.wait_for_function(LOADED)
     assert kept(canvas, loop) == before and labels(canvas) == shown
@@ -174,11 +180,10 @@ def test_a_copied_node_has_the_rounds(loop, canvas):
         app.canvas.copyToClipboard();
         app.canvas.pasteFromClipboard();
     }""", loop)
-    canvas.page.wait_for_timeout(500)
+    expect(canvas.page.locator(".omnigen2-rounds [role=list] button")).to_have_count(4, timeout=PATIENCE)
     copies = canvas.evaluate("app.graph.nodes.filter(n => n.type === 'OmniGen2ReflectionLoop').map(n => n.id)")
     assert len(copies) == 2
     assert [kept(canvas, node) for node in copies] == [before, before]
-    assert canvas.page.locator(".omnigen2-rounds [role=list] button").count() == 4
 
 
 def test_undo_takes_back_what_the_user_did_and_not_the_rounds(loop, canvas):
@@ -269,8 +274,7 @@ CANCEL_IN_ROUND = """async (round) => {
 def test_cancelling_in_the_middle_of_the_second_picture_keeps_the_first_on_the_node(loop, canvas):
     canvas.evaluate(SLOWLY, [loop, 0.2, 20])
     ended, reached, during = canvas.evaluate(CANCEL_IN_ROUND, 1)
-    canvas.page.wait_for_timeout(500)
-    assert (ended, during) == ("execution_interrupted", "Round 1: drawing …") and reached < 10
+    assert (ended, during) == ("execution_interrupted", "Round 1: drawing …") and reached < 20
     assert labels(canvas) == ["Round 0 · best, drawn, not satisfied, 0.30"]
     assert board(canvas).get_by_role("status").inner_text() == "Stopped before the end; what was finished is kept."
     left = kept(canvas, loop)
@@ -284,6 +288,44 @@ def test_cancelling_in_the_middle_of_the_second_picture_keeps_the_first_on_the_n
     assert canvas.errors == []
 
 
+RUN = """async () => {
+    const begun = new Promise(resolve => app.api.addEventListener('execution_start', ({detail}) => resolve(detail.prompt_id), {once: true}));
+    await app.queuePrompt(0, 1);
+    return await begun;
+}"""
+SECOND_PICTURE = {"at": "omnigen2.rounds", "when": "({stage, round}) => stage === 'draw' && round === 1"}
+
+
+def test_rounds_that_came_while_the_page_was_not_connected_are_shown_when_it_is_again(loop, canvas):
+    with canvas.disconnected(**SECOND_PICTURE):
+        canvas.server.wait(canvas.evaluate(RUN))
+        expect(board(canvas).get_by_role("status")).to_have_text("Round 1: drawing …", timeout=PATIENCE)
+        assert labels(canvas) == ["Round 0 · best, drawn, not satisfied, 0.30"]
+    expect(board(canvas).get_by_role("status")).to_have_text("Ended: the picture is right.", timeout=PATIENCE)
+    assert labels(canvas) == ["Round 0, drawn, not satisfied, 0.30", "Round 1 · best, edited, satisfied, 0.90"]
+    assert canvas.errors == []
+
+
+def test_rounds_of_a_run_that_ended_with_the_server_are_those_of_a_run_that_was_stopped(loop, canvas):
+    with canvas.disconnected(**SECOND_PICTURE):
+        canvas.server.forget(canvas.evaluate(RUN))
+    stopped = "Stopped before the end; what was finished is kept."
+    expect(board(canvas).get_by_role("status")).to_have_text(stopped, timeout=PATIENCE)
+    assert labels(canvas) == ["Round 0 · best, drawn, not satisfied, 0.30"]
+    assert kept(canvas, loop)["stop"] == "stopped before the end"
+    assert canvas.errors == []
+
+
+def test_pictures_that_could_not_be_had_are_asked_for_when_the_page_is_connected_again(loop, canvas):
+    with canvas.no_pictures():
+        canvas.run()
+        canvas.page.wait_for_function(FAILED)
+    with canvas.disconnected():
+        pass
+    canvas.page.wait_for_function(LOADED)
+    assert len(labels(canvas)) == 2
+
+
 @pytest.mark.parametrize(
     ("locale", "rounds", "pictures"),
     [("ko", "그리는 대로 라운드가 여기에 나타납니다.", "그리는 대로 그림이 여기에 나타납니다."), ("zh", "各轮画出后显示在这里。", "各图像画出后显示在这里。")],
@@ -293,8 +335,7 @@ def test_the_board_speaks_the_user_s_language(open_canvas, locale, rounds, pictu
     for kind, words in (("OmniGen2ReflectionLoop", rounds), ("OmniGen2BestOfN", pictures)):
         canvas.clear()
         canvas.add_node(kind)
-        canvas.page.wait_for_timeout(300)
-        assert board(canvas).get_by_role("status").inner_text() == words
+        expect(board(canvas).get_by_role("status")).to_have_text(words, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("rounds", [7, {"format": "omnigen2.reflection", "rounds": [None], "pictures": []}, {
@@ -306,7 +347,7 @@ def test_a_workflow_with_damaged_rounds_loads_and_nothing_of_it_becomes_html(can
     saved = canvas.workflow()
     saved["nodes"][0]["properties"]["omnigen2_rounds"] = rounds
     canvas.load(saved)
-    assert board(canvas).count() == 1
+    expect(board(canvas)).to_have_count(1, timeout=PATIENCE)
     assert board(canvas).locator('img[src="x"], b, script').count() == 0
     assert canvas.evaluate("window.broken === undefined") and canvas.prompt()[str(node)]
     assert [line for line in canvas.errors if "/view" not in line] == []

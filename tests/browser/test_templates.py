@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import built_in_choices as choices
+from built_in_graphs import assert_shows
 from harness import PACK_NAME, ROOT, Result
 from template_parts import BUILT_IN, FILES, built_in_settings
 
@@ -179,16 +180,6 @@ def frame_of(workflow: dict, node: dict) -> str:
         if left <= node["pos"][0] < left + width and top <= node["pos"][1] < top + height:
             return group["title"]
     raise AssertionError(f"node {node['id']} is in no frame")
-
-
-def assert_shows(picture: np.ndarray, ground: str, *things: tuple[str, str, str, str]) -> None:
-    """things: (place, colour, shape, size)."""
-    from omnigen2_core.nano.judge import look
-    from omnigen2_core.nano.world import PLACES, Scene, Thing
-
-    wanted = Scene(ground, tuple(Thing(PLACES.index(place), *rest) for place, *rest in things))
-    seen = look(picture)
-    assert seen.scene == wanted, seen.doubt
 
 
 def test_text_to_image_draws_what_the_prompt_says(canvas):

@@ -23,7 +23,6 @@ MAKE = """([folder, text]) => {
     writer.connect(0, enhance, 0);
     return enhance.id;
 }"""
-PRESS = "(id) => app.graph.getNodeById(id).widgets.find(w => w.type === 'button').callback()"
 EDITED = "(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'edited').value"
 
 
@@ -32,15 +31,24 @@ def folder(server, golden):
     return install_folder(server.models, golden)
 
 
+def edit_button(canvas, name="Edit the rewritten prompt"):
+    """By its role and name, as a screen reader finds it."""
+    return canvas.page.get_by_role("button", name=name)
+
+
+def clear_field(canvas, node):
+    canvas.evaluate("(id) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'edited').value = '' }", node)
+
+
 def test_written_text_is_shown_as_characters_and_can_be_edited(folder, canvas):
     node = canvas.evaluate(MAKE, [folder, HOSTILE])
-    canvas.evaluate(PRESS, node)
+    edit_button(canvas).click()
     assert canvas.evaluate(EDITED, node) == ""
     canvas.run()
     canvas.page.get_by_text(HOSTILE, exact=True).first.wait_for(timeout=60_000)
     assert canvas.page.locator('img[src="x"], img[src*="x.y"], a[href*="x.y"]').count() == 0
     assert canvas.evaluate("window.broken === undefined")
-    canvas.evaluate(PRESS, node)
+    edit_button(canvas).click()
     assert canvas.evaluate(EDITED, node) == HOSTILE
     saved = canvas.workflow()
     canvas.reset()
@@ -49,3 +57,44 @@ def test_written_text_is_shown_as_characters_and_can_be_edited(folder, canvas):
     assert canvas.prompt()[str(node)]["inputs"]["edited"] == HOSTILE
     assert canvas.prompt()[str(node)]["inputs"]["max_length"] == 320
     assert canvas.errors == []
+
+
+def test_the_button_is_pressed_by_the_keyboard_too_and_no_key_reaches_the_canvas(folder, canvas):
+    node = canvas.evaluate(MAKE, [folder, "a red fox"])
+    canvas.run()
+    for key in ("Enter", "Space"):
+        clear_field(canvas, node)
+        edit_button(canvas).focus()
+        canvas.page.keyboard.press(key)
+        assert canvas.evaluate(EDITED, node) == "a red fox", key
+    canvas.page.keyboard.press("Delete")
+    assert canvas.evaluate("(id) => !!app.graph.getNodeById(id)", node)
+    assert canvas.errors == []
+
+
+def test_the_tab_key_comes_to_the_button(folder, canvas):
+    canvas.evaluate(MAKE, [folder, "a red fox"])
+    edit_button(canvas).wait_for()
+    focused = "document.activeElement?.textContent"
+    canvas.page.locator("textarea").last.focus()
+    for _ in range(6):
+        canvas.page.keyboard.press("Tab")
+        if canvas.evaluate(focused) == "Edit the rewritten prompt":
+            return
+    raise AssertionError(f"after six presses the focus is on {canvas.evaluate(focused)!r}")
+
+
+@pytest.mark.parametrize(("locale", "name"), [("ko", "다시 쓴 프롬프트 편집"), ("zh", "编辑改写后的提示词")])
+def test_the_button_is_named_in_the_language_of_the_page(open_canvas, locale, name):
+    canvas = open_canvas(locale=locale)
+    canvas.add_node("OmniGen2EnhancePrompt")
+    edit_button(canvas, name).wait_for()
+
+
+def test_the_button_is_in_no_prompt_and_in_no_saved_value(folder, canvas):
+    node = canvas.evaluate(MAKE, [folder, "a red fox"])
+    inputs = canvas.prompt()[str(node)]["inputs"]
+    assert "edited" in inputs and "omnigen2_edit_prompt" not in inputs
+    saved = next(entry for entry in canvas.workflow()["nodes"] if entry["id"] == node)
+    values = canvas.evaluate("(id) => app.graph.getNodeById(id).widgets.filter(w => w.serialize !== false).length", node)
+    assert len(saved["widgets_values"]) == values

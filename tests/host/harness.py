@@ -272,6 +272,11 @@ class Server:
             time.sleep(0.2)
         raise TimeoutError(f"prompt {prompt_id} did not end within {timeout} s:\n{self.log[-3000:]}")
 
+    def forget(self, prompt_id: str) -> None:
+        """Wait until a queued prompt has ended, and know nothing more of it, as after a restart."""
+        self.wait(prompt_id)
+        self.post("/history", {"delete": [prompt_id]})
+
     def images(self, result: Result, node: str | None = None) -> list[Image.Image]:
         """The pictures that all nodes, or this one, saved or previewed."""
         found = []

@@ -4,7 +4,8 @@
 // textContent, and names of files only as parameters of an address on this server.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { findNode } from "./notes.js";
+import { allNodes, findNode } from "./notes.js";
+import { whenEnded, whenExecuted } from "./runs.js";
 
 const NODE = "OmniGen2Chat";
 const FORMAT = "omnigen2-conversation";
@@ -115,10 +116,23 @@ function pictureElement(name) {
   const picture = make("img", "display: block; max-width: 100%; max-height: 220px; border-radius: 4px;", {
     alt: `${words().picture} ${name}`,
   });
-  picture.onerror = () => link.replaceWith(paragraph(`${words().gone} ${name}`));
+  picture.onerror = () => link.replaceWith(goneElement(name));
   picture.src = link.href;
   link.append(picture);
   return link;
+}
+
+function goneElement(name) {
+  const gone = paragraph(`${words().gone} ${name}`);
+  gone.dataset.omnigen2Gone = name;
+  return gone;
+}
+
+// A request may have failed for want of a connection. What says that the picture is gone stays until it is there, so that
+// a screen reader does not read it out anew.
+function askAgain(gone) {
+  const link = pictureElement(gone.dataset.omnigen2Gone);
+  link.firstChild.onload = () => gone.replaceWith(link);
 }
 
 function bubble(user, ...content) {
@@ -286,6 +300,10 @@ class Chat {
     this.say(drawing ? words().drawing : words().writing);
   }
 
+  askForPictures() {
+    this.turns.querySelectorAll("[data-omnigen2-gone]").forEach(askAgain);
+  }
+
   // Ends a turn that got no answer.
   stop() {
     if (!this.coming) return;
@@ -323,10 +341,6 @@ function chatOf(node) {
 function chatAt(path) {
   const node = findNode(path);
   return node?.comfyClass === NODE ? chatOf(node) : null;
-}
-
-function allNodes(graph) {
-  return (graph?.nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
 }
 
 function receive(path, answer) {
@@ -394,14 +408,15 @@ app.registerExtension({
   },
   setup() {
     api.addEventListener("omnigen2.chat", ({ detail }) => chatAt(detail.node)?.live(detail));
-    api.addEventListener("executed", ({ detail }) => {
-      const [answer] = detail.output?.omnigen2_chat ?? [];
-      if (answer) receive(detail.display_node ?? detail.node, answer);
+    api.addEventListener("reconnected", () => {
+      for (const node of allNodes()) chats.get(node)?.askForPictures();
     });
-    for (const end of ["execution_error", "execution_interrupted", "execution_success"]) {
-      api.addEventListener(end, () => {
-        for (const node of allNodes(app.rootGraph ?? app.graph)) chats.get(node)?.stop();
-      });
-    }
+    whenExecuted((path, output) => {
+      const [answer] = output.omnigen2_chat ?? [];
+      if (answer) receive(path, answer);
+    });
+    whenEnded(() => {
+      for (const node of allNodes()) chats.get(node)?.stop();
+    });
   },
 });

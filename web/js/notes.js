@@ -2,7 +2,7 @@
 // on the node itself. Notes are text from Python and possibly from a user's file name: they are only ever set
 // as textContent. Below them a sampler says what its run cost, more quietly.
 import { app } from "../../../scripts/app.js";
-import { api } from "../../../scripts/api.js";
+import { whenExecuted } from "./runs.js";
 
 const WIDGET = "omnigen2_notes";
 const LINE_HEIGHT = 18;
@@ -31,6 +31,11 @@ export function findNode(path) {
     graph = node?.subgraph;
   }
   return node;
+}
+
+// The nodes of a graph and of the subgraphs in it.
+export function allNodes(graph = app.rootGraph ?? app.graph) {
+  return (graph?.nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
 }
 
 function show(node, notes, readout) {
@@ -70,9 +75,9 @@ function show(node, notes, readout) {
 app.registerExtension({
   name: "OmniGen2.Notes",
   setup() {
-    api.addEventListener("executed", ({ detail }) => {
-      const node = findNode(detail.display_node ?? detail.node);
-      if (node?.type?.startsWith("OmniGen2")) show(node, detail.output?.omnigen2_notes ?? [], detail.output?.omnigen2_readout ?? []);
+    whenExecuted((path, output) => {
+      const node = findNode(path);
+      if (node?.type?.startsWith("OmniGen2")) show(node, output.omnigen2_notes ?? [], output.omnigen2_readout ?? []);
     });
   },
 });

@@ -5,7 +5,8 @@
 // widgets. All texts may come from a model or a stranger's file: they are only ever set as textContent.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { findNode } from "./notes.js";
+import { allNodes, findNode } from "./notes.js";
+import { whenEnded, whenExecuted } from "./runs.js";
 
 // What the nodes call their entries. A round has the number that pick and the transcript know it by.
 const KINDS = {
@@ -16,6 +17,7 @@ const WIDGET = "omnigen2_rounds";
 const PROPERTY = "omnigen2_rounds";
 const EVENT = "omnigen2.rounds";
 const NO_PICK = -1;
+const CUT_OFF = "stopped before the end";
 const EMPTY_HEIGHT = 44;
 const FULL_HEIGHT = 330;
 
@@ -58,7 +60,7 @@ const WORDS = {
     "there was no usable reflection": "Ended: there was no usable reflection.",
     "the fault that was found is none by the verifier's questions":
       "Ended: the fault that was found is none by the judge's questions.",
-    "stopped before the end": "Stopped before the end; what was finished is kept.",
+    [CUT_OFF]: "Stopped before the end; what was finished is kept.",
     "all pictures are drawn": "All pictures are drawn.",
   },
   ko: {
@@ -98,7 +100,7 @@ const WORDS = {
     "the last round did not help": "끝: 마지막 라운드가 도움이 되지 않았습니다.",
     "there was no usable reflection": "끝: 쓸 수 있는 의견이 없었습니다.",
     "the fault that was found is none by the verifier's questions": "끝: 찾은 잘못이 심사 질문으로는 잘못이 아닙니다.",
-    "stopped before the end": "도중에 멈췄습니다. 끝난 것은 남아 있습니다.",
+    [CUT_OFF]: "도중에 멈췄습니다. 끝난 것은 남아 있습니다.",
     "all pictures are drawn": "그림을 모두 그렸습니다.",
   },
   zh: {
@@ -138,7 +140,7 @@ const WORDS = {
     "the last round did not help": "结束：最后一轮没有改进。",
     "there was no usable reflection": "结束：没有可用的意见。",
     "the fault that was found is none by the verifier's questions": "结束：按评分的问题，找到的错误并不是错误。",
-    "stopped before the end": "中途停止；已完成的保留。",
+    [CUT_OFF]: "中途停止；已完成的保留。",
     "all pictures are drawn": "所有图像已画完。",
   },
 };
@@ -254,15 +256,35 @@ class Board {
   receive(value, stage = "", index = -1) {
     const rounds = readRounds(value);
     if (!rounds) return;
-    this.progress = stage ? `${this.nameOf(index)}: ${word(stage)} …` : "";
+    if (stage) this.progress = `${this.nameOf(index)}: ${word(stage)} …`;
+    else if (rounds.stop !== null) this.progress = "";
     // Only finished rounds are worth keeping: a run that has none yet does not wipe out those of the last one.
     if (rounds.rounds.length && JSON.stringify(rounds) !== JSON.stringify(this.rounds)) {
       const same = this.selected !== null && rounds.pictures[this.selected] === this.rounds?.pictures[this.selected];
-      this.node.properties[PROPERTY] = rounds;
-      keepThroughUndo(this.node, rounds);
-      this.load(same ? this.selected : null);
+      this.keep(rounds, same ? this.selected : null);
     }
     this.renderStatus();
+  }
+
+  keep(rounds, selected) {
+    this.node.properties[PROPERTY] = rounds;
+    keepThroughUndo(this.node, rounds);
+    this.load(selected);
+  }
+
+  // A run has ended. One that ended with the server has not said so in its rounds.
+  end() {
+    if (!this.progress) return;
+    this.progress = "";
+    if (this.rounds?.stop === null) this.keep({ ...this.rounds, stop: CUT_OFF }, this.selected);
+    this.renderStatus();
+  }
+
+  // A request may have failed for want of a connection.
+  askForPictures() {
+    for (const image of this.strip.querySelectorAll("img")) {
+      if (image.complete && !image.naturalWidth) image.src = image.getAttribute("src");
+    }
   }
 
   // Shows what is in the node's properties.
@@ -441,9 +463,15 @@ app.registerExtension({
     api.addEventListener(EVENT, ({ detail }) => {
       boards.get(findNode(detail.node))?.receive(detail.rounds, detail.stage, detail.round);
     });
-    api.addEventListener("executed", ({ detail }) => {
-      const rounds = detail.output?.[PROPERTY]?.[0];
-      if (rounds) boards.get(findNode(detail.display_node ?? detail.node))?.receive(rounds);
+    api.addEventListener("reconnected", () => {
+      for (const node of allNodes()) boards.get(node)?.askForPictures();
+    });
+    whenExecuted((path, output) => {
+      const [rounds] = output[PROPERTY] ?? [];
+      if (rounds) boards.get(findNode(path))?.receive(rounds);
+    });
+    whenEnded(() => {
+      for (const node of allNodes()) boards.get(node)?.end();
     });
   },
 });

@@ -3,13 +3,14 @@
 // written, so that it can be no markup.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { whenExecuted } from "./runs.js";
 
 app.registerExtension({
   name: "OmniGen2.WrittenText",
   setup() {
-    api.addEventListener("executed", ({ detail }) => {
-      const [text] = detail.output?.omnigen2_text ?? [];
-      if (text) api.dispatchCustomEvent("progress_text", { nodeId: String(detail.display_node ?? detail.node), text });
+    whenExecuted((path, output) => {
+      const [text] = output.omnigen2_text ?? [];
+      if (text) api.dispatchCustomEvent("progress_text", { nodeId: String(path), text });
     });
   },
 });
