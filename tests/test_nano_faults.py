@@ -9,6 +9,8 @@ from omnigen2_core.nano.drawn import draw_own, load_own
 from omnigen2_core.nano.faults import RIGHT, Spoiled, cells_of, corrections, draw_spoiled, find_faults, reflection, render_spoiled, touched
 from omnigen2_core.nano.judge import look, look_at_cells, matches
 from omnigen2_core.nano.world import PLACES, Scene, Thing, draw_scene, render
+from omnigen2_core.reflection.opinion import Verdict
+from omnigen2_core.reflection.trained import Written, read
 
 RED_CIRCLE = Thing(0, "red", "circle", "small")
 BLUE_RING = Thing(7, "blue", "ring", "large")
@@ -65,6 +67,17 @@ def test_following_the_corrections_mends_the_scene():
         assert mended == wanted
         assert {thing.place for thing in touched(faults)} == {fault.place for fault in faults} - {None}
         assert len([part for part in corrections(rng, faults).split(", ") if part]) == len(faults)
+
+
+def test_every_reflection_is_an_opinion_to_those_who_read_it():
+    rng = random.Random(19)
+    for _ in range(200):
+        wanted = draw_scene(rng, rng.randint(1, 4))
+        spoiled = draw_spoiled(rng, wanted)
+        faults = find_faults(wanted, spoiled.scene.ground, cells_of(spoiled, render_spoiled(spoiled, 96, 96)))
+        words = reflection(faults)
+        said = read(Written(words, announces_picture=bool(faults), ends_turn=not faults))
+        assert said.verdict is (Verdict.UNSATISFIED if faults else Verdict.SATISFIED), words
 
 
 def test_a_spoiled_picture_differs_from_its_scene_only_in_its_spots():

@@ -67,6 +67,7 @@ UNUSABLE = {
     "a guess at json": '{"verdict": "right"}',
     "another language": "判定：正确\n问题：无\n类型：无\n修改：无",
     "another language in the form": "VERDICT: WRONG\nPROBLEM: 圆是蓝色的\nKIND: ATTRIBUTE\nFIX: 把圆变成红色",
+    "another language in Latin letters": WRONG.replace("Make the circle red", "Changez la couleur du cercle en rouge"),
     "a line missing": "VERDICT: WRONG\nPROBLEM: x\nFIX: y",
     "a line more": WRONG + "\nVERDICT: RIGHT",
     "lines in another order": "PROBLEM: NONE\nVERDICT: RIGHT\nKIND: NONE\nFIX: NONE",
@@ -151,6 +152,36 @@ def test_a_single_line_is_problem_and_correction_and_stands_once_in_the_next_seq
 @pytest.mark.parametrize("end", [{"ends_turn": True}, {"announces_picture": True}, {}])
 def test_no_words_are_no_opinion_however_they_end(end):
     assert trained(" \n", **end).verdict is Verdict.NO_OPINION
+
+
+FOREIGN = {
+    "Korean": "원이 파란색입니다.\n원을 빨간색으로 바꾸세요.",
+    "Chinese": "圆是蓝色的。把圆变成红色。",
+    "French": "Le cercle est bleu.\nChangez la couleur du cercle en rouge.",
+    "German": "Der Kreis ist blau.\nDer Kreis soll rot sein.",
+    "Spanish": "El círculo es azul.\nCambia el color del círculo a rojo.",
+    "gibberish": "qzx vlorp blee wjkt, snrf dobbel aab",
+    "no words": "1. 2. 3. !!! ;;",
+    "lettering alone": "“Make the circle red”",
+    "a correction in another language than its problem": "The circle is blue.\n원을 빨간색으로 바꾸세요.",
+    "a problem in another language than its correction": "원이 파란색입니다 원이 파란색입니다 원이 파란색입니다.\nMake it red.",
+}
+
+
+@pytest.mark.parametrize("end", [{"ends_turn": True}, {"announces_picture": True}])
+@pytest.mark.parametrize("words", FOREIGN.values(), ids=FOREIGN)
+def test_words_that_are_not_english_are_no_opinion_and_are_shown(words, end):
+    reflection = trained(words, **end)
+    assert (reflection.verdict, reflection.answers, reflection.correction) == (Verdict.NO_OPINION, (words,), "")
+    assert "not in English" in reflection.note
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Add a dog.", "Replace cat with dog", "Write “안녕하세요 세계 여러분” on it", "Turn the sky café-brown, à la carte.", "Two foxes"],
+)
+def test_short_corrections_in_english_are_followed(words):
+    assert trained(words, announces_picture=True).correction == words
 
 
 def test_words_without_an_end_are_no_opinion_and_are_shown():

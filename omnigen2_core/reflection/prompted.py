@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from .answers import clean, is_latin
+from .answers import clean, is_english, is_latin
 from .looker import Ask, numbered_pictures
 from .opinion import Earlier, Reflection, Scope
 from .task import Task
@@ -69,7 +69,7 @@ def parse(answer: str) -> Reflection:
         raise _Unusable("it called the picture WRONG without a PROBLEM and a FIX")
     if kind not in ("ATTRIBUTE", "LAYOUT"):
         raise _Unusable("its KIND was neither ATTRIBUTE nor LAYOUT")
-    if not is_latin(problem) or not is_latin(fix):
+    if not is_latin(problem) or not is_english(fix):
         raise _Unusable("it was not in English")
     if len(fix) > LONGEST_FIX:
         raise _Unusable(f"its FIX had {len(fix)} characters, at most {LONGEST_FIX} make an instruction")

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..assistant import Assistant, OnStep
 from ..prompts import IMAGE_PLACE, chat_prompt
-from .answers import clean
+from .answers import clean, is_english
 from .looker import Looker
 from .opinion import Earlier, Reflection, Scope
 from .requirements import whole_question
@@ -63,17 +63,22 @@ def sequence(task: Task, picture: Image.Image, earlier: Earlier = ()) -> tuple[s
 def read(written: Written) -> Reflection:
     """The reflection that the model's words and the way they ended amount to.
 
+    Words that are not in English are no opinion, whatever the token that ended them says: the sequence is learnt in
+    English, and a correction becomes the prompt of an edit, which would draw anything.
+
     Its scope is one that `Redraw.AUTO` edits, also where the correction speaks of places: the sequence goes on from its
     picture, so the correction is an instruction on that picture and says nothing of what is right in it.
     """
     text = clean(written.text)
     if not text:
         return Reflection.no_opinion("The model wrote nothing about the picture.", [text])
-    if written.ends_turn:
-        return Reflection.satisfied([text])
-    if not written.announces_picture:
+    if not written.ends_turn and not written.announces_picture:
         return Reflection.no_opinion("The reflection was too long and had no end.", [text])
     *before, correction = [line.strip() for line in text.splitlines() if line.strip()]
+    if not is_english(text) or not is_english(correction):
+        return Reflection.no_opinion("The reflection was not in English.", [text])
+    if written.ends_turn:
+        return Reflection.satisfied([text])
     return Reflection.wrong("\n".join(before) or correction, correction, Scope.ATTRIBUTE, answers=[text])
 
 

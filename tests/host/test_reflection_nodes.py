@@ -1,96 +1,39 @@
-"""OmniGen2 Reflection Loop and OmniGen2 Best of N in a real server: rounds, ranking, cancelling, going on by hand."""
+"""OmniGen2 Reflection Loop in a real server: rounds, no opinion, cancelling, going on by hand."""
 
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import harness
 import numpy as np
 import pytest
 from harness import Graph, Result
 from PIL import Image
 from small_models import install_folder, write_encoder
+from studio import (
+    ASKED,
+    ENCODE,
+    KOREAN,
+    LOOP,
+    MISPLACED,
+    NOTES,
+    PROMPT,
+    RIGHT,
+    SAMPLE,
+    WRONG,
+    Studio,
+    picture_of,
+    refusal,
+    rounds,
+    run_loop,
+    told,
+    values_of,
+)
 from transformers import DynamicCache
-
-NOTES = "omnigen2_notes"
-ROUNDS = "omnigen2_rounds"
-PROMPT = "a fox in the snow"
-ASKED = "Is there a fox?"
-RIGHT = "VERDICT: RIGHT\nPROBLEM: NONE\nKIND: NONE\nFIX: NONE"
-WRONG = "VERDICT: WRONG\nPROBLEM: the fox is blue\nKIND: ATTRIBUTE\nFIX: Make the fox red"
-MISPLACED = "VERDICT: WRONG\nPROBLEM: no second fox\nKIND: LAYOUT\nFIX: Draw two foxes"
-KOREAN = "여우가 파란색입니다. 빨간색으로 바꾸세요."
-SETTINGS = {
-    "prompt": PROMPT, "negative_prompt": "", "width": 64, "height": 64, "match_reference": True, "seed": 7, "steps": 2,
-    "solver": "euler", "text_guidance": 2.0, "image_guidance": 1.5, "guidance_start": 0.0, "guidance_end": 1.0,
-    "shift": "auto", "max_pixels": 0, "max_side": 0, "encoder_sees_images": False, "judge": "model",
-}  # fmt: skip
-ENCODE = ("prompt", "negative_prompt", "width", "height", "match_reference", "max_pixels", "max_side", "encoder_sees_images")
-SAMPLE = ("seed", "steps", "solver", "text_guidance", "image_guidance", "guidance_start", "guidance_end", "shift")
-LOOP = {**SETTINGS, "rounds": 2, "redraw": "auto", "reflect_by": "prompted", "edit_text_guidance": 0.0, "edit_image_guidance": 0.0, "pick": -1,
-        "earlier_rounds": ""}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(server, golden):
     """A model whose pictures mean nothing; what it says of them is in a script."""
     return install_folder(server.models, golden)
-
-
-class Studio:
-    """A graph with a loader and a scripted encoder, to which a node of this file is added."""
-
-    def __init__(self, folder: str, *script: str | float):
-        self.graph = Graph()
-        self.model, self.clip, self.vae = (self.graph.add("OmniGen2LoadFolder", folder=folder, dtype="fp32")[i] for i in range(3))
-        if script:
-            self.clip = self.graph.add("TestReflects", clip=self.clip, script=json.dumps(script))[0]
-
-    def picture(self, size: int = 64) -> list:
-        return self.graph.add("EmptyImage", width=size, height=size, batch_size=1, color=0xFF8000)[0]
-
-    def loop(self, images=(), **inputs) -> Graph.Node:
-        return self._add("OmniGen2ReflectionLoop", images, {**LOOP, **inputs})
-
-    def best_of(self, images=(), **inputs) -> Graph.Node:
-        return self._add("OmniGen2BestOfN", images, {**SETTINGS, "count": 3, **inputs})
-
-    def _add(self, kind: str, images, inputs: dict) -> Graph.Node:
-        slots = {f"images.image_{i}": image for i, image in enumerate(images, start=1)}
-        return self.graph.add(kind, model=self.model, clip=self.clip, vae=self.vae, **inputs, **slots)
-
-
-def rounds(result: Result, node: Graph.Node) -> dict:
-    """The rounds as a node reported them in the end."""
-    return result.ui[node][ROUNDS][0]
-
-
-def run_loop(server, folder, *script, images=0, **inputs) -> tuple[dict, Result, Graph.Node]:
-    studio = Studio(folder, *script)
-    node = studio.loop([studio.picture() for _ in range(images)], **inputs)
-    result = server.run(studio.graph)
-    return rounds(result, node), result, node
-
-
-def told(result: Result) -> list[dict]:
-    """What the page was told while the node ran."""
-    return [data for kind, data in result.events if kind == "omnigen2.rounds"]
-
-
-def picture_of(server, name: str) -> Image.Image:
-    return Image.open(server.output / name).convert("RGB")
-
-
-def values_of(made: dict, *keys: str) -> list:
-    return [tuple(entry[key] for key in keys) for entry in made["rounds"]]
-
-
-def refusal(server, studio: Studio) -> str:
-    result = server.run(studio.graph, check=False)
-    assert result.status == "error"
-    assert "\n" not in result.error.strip()
-    return result.error
 
 
 # What comes out
@@ -195,6 +138,22 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_shown_as_no_o
     assert (said["verdict"], said["answers"]) == ("no opinion", [answer, answer])
     assert reason in said["note"] and made["stop"] == "there was no usable reflection"
     assert any("no opinion" in note and reason in note for note in result.ui[node][NOTES])
+
+
+@pytest.mark.parametrize("words", [KOREAN, "Le renard est bleu.\nPeignez le renard en rouge.", "qzx vlorp blee wjkt"])
+@pytest.mark.parametrize("end", ["", "<|img|>"])
+def test_a_trained_reflection_in_another_language_is_shown_as_no_opinion_and_not_followed(server, folder, words, end):
+    made, result, node = run_loop(server, folder, words + end, ASKED, 0.6, reflect_by="trained")
+    said = made["rounds"][0]["reflection"]
+    assert (said["verdict"], said["answers"], said["correction"]) == ("no opinion", [words], "")
+    assert made["stop"] == "there was no usable reflection" and values_of(made, "origin") == [("drawn",)]
+    assert any("no opinion" in note and "not in English" in note for note in result.ui[node][NOTES])
+
+
+def test_a_trained_reflection_that_announces_a_picture_is_followed(server, folder):
+    said = "The fox is blue.\nMake the fox red<|img|>"
+    made, *_ = run_loop(server, folder, said, ASKED, 0.3, "It is right.", 0.9, reflect_by="trained")
+    assert values_of(made, "origin", "prompt") == [("drawn", PROMPT), ("edited", "Make the fox red")]
 
 
 def test_trained_weights_end_their_turn_when_satisfied(server, folder):
@@ -332,126 +291,6 @@ def test_rounds_that_cannot_be_gone_on_from_are_refused_in_a_sentence(server, fo
     studio = Studio(folder)
     studio.loop(pick=pick, earlier_rounds=earlier)
     assert message in refusal(server, studio)
-
-
-# Best of N
-
-
-def test_pictures_are_ranked_by_their_scores(server, folder):
-    studio = Studio(folder, ASKED, 0.3, 0.9, 0.5)
-    node = studio.best_of()
-    ranked = studio.graph.add("PreviewImage", images=node[1])
-    scores = studio.graph.add("PreviewAny", source=node[2])
-    seeds = studio.graph.add("PreviewAny", source=node[3])
-    best = studio.graph.add("PreviewImage", images=node[0])
-    result = server.run(studio.graph)
-    made = rounds(result, node)
-    assert values_of(made, "seed") == [(7,), (8,), (9,)] and made["best"] == 1
-    assert [float(text) for text in result.ui[scores]["text"]] == pytest.approx([0.9, 0.5, 0.3], abs=1e-4)
-    assert result.ui[seeds]["text"] == ["8", "9", "7"]
-    drawn = [picture_of(server, made["pictures"][i]).tobytes() for i in (1, 2, 0)]
-    assert [image.tobytes() for image in server.images(result, ranked)] == drawn
-    assert server.images(result, best)[0].tobytes() == drawn[0]
-
-
-def test_a_picture_without_a_score_comes_last_and_says_so(server, folder):
-    studio = Studio(folder, ASKED, 0.3, -1.0, 0.5)
-    node = studio.best_of()
-    scores = studio.graph.add("PreviewAny", source=node[2])
-    result = server.run(studio.graph)
-    assert [float(text) for text in result.ui[scores]["text"]] == pytest.approx([0.5, 0.3, -1.0], abs=1e-4)
-
-
-def test_seeds_begin_again_after_the_last(server, folder):
-    studio = Studio(folder, ASKED, 0.3, 0.4)
-    node = studio.best_of(seed=2**64 - 1, count=2)
-    assert values_of(rounds(server.run(studio.graph), node), "seed") == [(2**64 - 1,), (0,)]
-
-
-# A judge of the user's own
-
-
-class Judge(HTTPServer):
-    """An endpoint that answers what it is told to, and keeps what it was sent."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answering)
-        self.status, self.answer, self.sent = 200, "", []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Answering(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.sent.append((self.headers["Authorization"], body))
-        asks_for_list = any(part.get("text", "").startswith("Here is an instruction") for part in body["messages"][0]["content"])
-        content = ASKED if asks_for_list else self.server.answer
-        data = json.dumps({"choices": [{"message": {"content": content}}]} if self.server.status == 200 else {"error": "no"})
-        self.send_response(self.server.status)
-        self.end_headers()
-        self.wfile.write(data.encode())
-
-    def log_message(self, *_):
-        pass
-
-
-KEY = "sk-secret-0123456789"
-
-
-@pytest.fixture(scope="module")
-def judge():
-    running = Judge()
-    yield running
-    running.shutdown()
-    running.server_close()
-
-
-@pytest.fixture(scope="module")
-def judged_server(tmp_path_factory, judge):
-    """A server whose environment names the judge."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMNIGEN2_JUDGE_URL", f"http://127.0.0.1:{judge.server_port}/v1")
-        patch.setenv("OMNIGEN2_JUDGE_MODEL", "my-model")
-        patch.setenv("OMNIGEN2_JUDGE_KEY", KEY)
-        with harness.Server(tmp_path_factory.mktemp("judged")) as running:
-            yield running
-
-
-def test_an_endpoint_scores_when_asked_to_and_nothing_of_it_is_kept(judged_server, judge, golden):
-    folder = install_folder(judged_server.models, golden)
-    judge.status, judge.answer, judge.sent = 200, "yes", []
-    made, result, node = run_loop(judged_server, folder, RIGHT, judge="own_endpoint")
-    assert made["rounds"][0]["score"]["checks"] == [{"question": ASKED, "probability": 1.0, "answer": "yes"}]
-    assert [key for key, _ in judge.sent] == [f"Bearer {KEY}"] * 2
-    for name in made["pictures"]:
-        picture = Image.open(judged_server.output / name)
-        assert picture.text and not any(KEY in text or "127.0.0.1" in text for text in picture.text.values())
-    history = json.dumps(judged_server.get(f"/history/{result.prompt_id}"))
-    assert KEY not in history and str(judge.server_port) not in history
-
-
-def test_the_endpoint_is_off_unless_asked_for(judged_server, judge, golden):
-    judge.sent = []
-    run_loop(judged_server, install_folder(judged_server.models, golden), RIGHT, ASKED, 0.9)
-    assert judge.sent == []
-
-
-def test_an_endpoint_that_fails_is_named_in_a_sentence_and_keeps_what_is_drawn(judged_server, judge, golden):
-    judge.status = 401
-    studio = Studio(install_folder(judged_server.models, golden), RIGHT)
-    studio.loop(judge="own_endpoint")
-    result = judged_server.run(studio.graph, check=False)
-    assert "refused the key in OMNIGEN2_JUDGE_KEY" in result.error and KEY not in result.error
-    left = told(result)[-1]["rounds"]
-    assert len(left["pictures"]) == 1 and left["stop"] == "stopped before the end"
-    judge.status, judge.answer = 200, "yes"
-
-
-def test_an_endpoint_that_the_environment_does_not_name_is_refused(server, folder):
-    for kind in ("loop", "best_of"):
-        studio = Studio(folder)
-        getattr(studio, kind)(judge="own_endpoint")
-        assert "needs OMNIGEN2_JUDGE_URL, OMNIGEN2_JUDGE_MODEL, OMNIGEN2_JUDGE_KEY" in refusal(server, studio)
 
 
 # What is refused

@@ -4,11 +4,13 @@ import math
 
 import torch
 
+ANNOUNCEMENT = "<|img|>"
+
 
 class TestReflects:
     """A CLIP that answers by a script, one entry a question: a text is written, a number is the chance of yes.
 
-    The script is a JSON list. A number below 0 makes neither yes nor no likely. Every question of a batch gets the same
+    The script is a JSON list. A text ends the turn, or with <|img|> at its end announces a picture. A number below 0 makes neither yes nor no likely. Every question of a batch gets the same
     answer.
     """
 
@@ -38,7 +40,9 @@ class TestReflects:
                         scores[:, tokenizer.encode(word)[0]] = math.log(max(value, 1e-9))
                 return scores
             if not following:
-                following.extend([*tokenizer.encode(entries.pop(0)), tokenizer.special.im_end])
+                text = entries.pop(0)
+                end = tokenizer.special.img if text.endswith(ANNOUNCEMENT) else tokenizer.special.im_end
+                following.extend([*tokenizer.encode(text.removesuffix(ANNOUNCEMENT)), end])
             scores[:, following.pop(0)] = 100.0
             return scores
 
