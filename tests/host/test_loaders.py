@@ -157,7 +157,7 @@ def core_vae(golden):
     return vae.requires_grad_(False)
 
 
-def test_tiled_decoding_gives_nearly_the_same_picture(server, folder):
+def test_tiled_decoding_gives_the_same_picture(server, folder):
     graph = Graph()
     vae = load_folder(graph, folder)[2]
     latent = graph.add("TestLoadLatent", file="large.safetensors")
@@ -174,8 +174,7 @@ def test_tiled_decoding_gives_nearly_the_same_picture(server, folder):
     result = server.run(graph)
     a, b = server.tensors(result, a)["image"], server.tensors(result, b)["image"]
     assert a.shape == b.shape == (1, 192, 192, 3)
-    # Norms and attention of random weights see a tile, not the whole picture.
-    assert (a - b).abs().mean() < 0.25 * a.std()
+    assert (a - b).abs().max() < 1e-4
 
 
 def test_a_vae_with_scaling_of_its_own_meets_the_model_in_fluxs(server, golden, vae_cases):

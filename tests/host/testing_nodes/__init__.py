@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import comfy.patcher_extension
 
-from . import native, reflecting, writing
+from . import decoding, native, reflecting, writing
 
 
 def core(name):
@@ -444,4 +444,4 @@ class TestScaleLatent:
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in (
     TestSaveTensors, TestLoadLatent, TestBatchConditionings, TestCompiledGraphs, TestGiveName, TestCountEvaluations,
-    TestRecordCache, TestRecordRoom, TestLeak, TestReplaceBlocks, TestOnlyPrompt, TestFadeAttention, TestDoubleGuidance, TestSlowModel, TestCountAlive, TestReadRecord, TestInspectModel, TestScaleLatent)} | native.NODES | reflecting.NODES | writing.NODES
+    TestRecordCache, TestRecordRoom, TestLeak, TestReplaceBlocks, TestOnlyPrompt, TestFadeAttention, TestDoubleGuidance, TestSlowModel, TestCountAlive, TestReadRecord, TestInspectModel, TestScaleLatent)} | decoding.NODES | native.NODES | reflecting.NODES | writing.NODES

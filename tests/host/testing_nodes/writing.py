@@ -41,6 +41,31 @@ class TestWrites:
         return (clip,)
 
 
+class TestWritesSlowly:
+    """A CLIP that writes what it would write by itself, and takes at least so many seconds for every token."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",), "seconds": ("FLOAT", {"default": 0.0})}}
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "slow_down"
+    CATEGORY = "testing"
+
+    def slow_down(self, clip, seconds):
+        clip = clip.clone()
+        transformer = clip.cond_stage_model.transformer
+        # The class's: the instance may still have the patch of an earlier run.
+        own = type(transformer).logits
+
+        def logits(*args, **kwargs):
+            time.sleep(seconds)
+            return own(transformer, *args, **kwargs)
+
+        clip.patcher.add_object_patch("transformer.logits", logits)
+        return (clip,)
+
+
 class TestCoreClip:
     """The CLIP with an encoder of the class that ComfyUI's own loader uses, and nothing in it."""
 
@@ -95,4 +120,4 @@ class TestWritingMemory:
         return {"ui": {"record": [json.dumps({"bytes": needed})]}}
 
 
-NODES = {node.__name__: node for node in (TestWrites, TestCoreClip, TestTexts, TestWritingMemory)}
+NODES = {node.__name__: node for node in (TestWrites, TestWritesSlowly, TestCoreClip, TestTexts, TestWritingMemory)}
