@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from omnigen2_core.acceleration.pattern import pattern_of
 from omnigen2_core.acceleration.presets import PRESETS, Acceleration
 from omnigen2_core.acceleration.protocol import Work
-from omnigen2_core.bench import cases, machine, patterns, report, work
+from omnigen2_core.bench import built_in, cases, machine, patterns, report, work
 from omnigen2_core.bench.composed import _first_steps, _grouped, _mean
 from omnigen2_core.bench.inputs import Inputs, random_weights
 from omnigen2_core.bench.results import Claim, Results
@@ -20,10 +20,12 @@ from omnigen2_core.bench.timing import MOST_ROUNDS, Effort, interleaved
 from omnigen2_core.bench.verdict import FAILS, HOLDS, NOISY, Bar, Estimate, either, estimate
 from omnigen2_core.bench.whole import start_ours, whole_run
 from omnigen2_core.bench.work import Plan, Step
+from omnigen2_core.checkpoints import ModelFolder
 from omnigen2_core.guidance import Guidance, combine
 from omnigen2_core.nano.candidates import of_preset
+from omnigen2_core.nano.folder import WEIGHTS
 from omnigen2_core.nano.problems import FIRST
-from omnigen2_core.nano.results import Batch
+from omnigen2_core.nano.results import Batch, fingerprint
 from omnigen2_core.transformer import OmniGen2Config, OmniGen2Transformer
 
 CPU = torch.device("cpu")
@@ -296,17 +298,29 @@ def test_kept_patterns_are_those_of_the_presets_as_they_are(tmp_path):
                 pattern = {"cond": "FI" if candidate == turbo else "FF"}
                 yield Batch(str(candidate), FIRST.name, kind, references, 0, right, (), pattern, 1.0)
 
-    def written(turbo):
+    def written(turbo, weights="other"):
         path = tmp_path / "presets.jsonl"
-        path.write_text("\n".join(["{}", *(json.dumps(asdict(batch)) for batch in batches(turbo))]))
+        path.write_text("\n".join([json.dumps({"weights": weights}), *(json.dumps(asdict(batch)) for batch in batches(turbo))]))
         return patterns.kept_patterns(path)
 
     found = written(of_preset(PRESETS["turbo"]))
     assert found.records["turbo", "edit"] == [[Work(0, "cond", "full", 32, True), Work(1, "cond", "image", 32, False)]]
     assert found.lost["turbo", "three"].value == pytest.approx(50.0) and found.lost["balanced", "t2i"].value == 0
     assert found.lost["turbo", "t2i"].low < 50 < found.lost["turbo", "t2i"].high
+    assert found.on_other_weights
+    assert not written(of_preset(PRESETS["turbo"]), fingerprint(ModelFolder(WEIGHTS))).on_other_weights
     assert written(replace(of_preset(PRESETS["turbo"]), steps=7)) is None
     assert patterns.kept_patterns(tmp_path / "none.jsonl") is None
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_patterns_of_other_weights_are_said_to_be_so(other):
+    results = Results({})
+    lost = {("turbo", "edit"): Estimate.exact(1.0)}
+    built_in.score_claims(patterns.Patterns({}, lost, "presets.jsonl", on_other_weights=other), results)
+    [claim] = results.claims
+    assert claim.what.endswith("of a hundred (recorded on other weights)") == other
+    assert any("recorded on other weights than those that the built-in model has now" in note for note in results.notes) == other
 
 
 def test_each_task_has_a_kind_of_problem_with_as_many_references():

@@ -18,9 +18,11 @@ from PIL import Image
 
 from ...omnigen2_core.bench.allocations import DEVICE, CountingDevice, counting
 from ...omnigen2_core.checkpoints import FileKind
+from ...omnigen2_core.prompts import chat_prompt
 from ..encode import empty_latent, with_references
 from ..loaders import _clip, _model, _vae
 from ..sampling import sample_latent
+from .assistant import assistant_of
 from .parts import part_of_file
 from .prompt import encode_prompt, profile_of_clip
 from .references import encode_reference
@@ -29,6 +31,9 @@ HOST_MEMORY = 64e9
 """Bytes that ComfyUI is told the host has: so many that it loads there first, as beside most cards."""
 PROMPT_WORD = " lighthouse"
 """Repeated, until a prompt has as many tokens as the bench's."""
+QUESTION = "What is in this picture?"
+WORDS = 8
+"""Tokens of the answer, each of which passes through the whole encoder. The room is planned for as many."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def simulated_card(size: float) -> Iterator[CountingDevice]:
 
 
 def edit_phases(files: Mapping[FileKind, Path], size: float, side: int, tokens: int) -> list[Phase]:
-    """An edit of one picture of `side` x `side` pixels, one step, on a card of `size` bytes.
+    """An edit of one picture of `side` x `side` pixels, one step, on a card of `size` bytes; then a question about
+    that picture, as OmniGen2 Ask puts it, and the same edit again: encoder and transformer make room for each other.
 
     tokens: of each prompt, about. Raises torch.OutOfMemoryError where the card is too small.
     """
@@ -126,13 +132,17 @@ def edit_phases(files: Mapping[FileKind, Path], size: float, side: int, tokens: 
         prompts = phase("encode text", lambda: [encode_prompt(clip, text).conditioning for _ in range(2)])
         latents = [phase("encode the reference", lambda: encode_reference(vae, picture, **limits))]
         positive, negative = prompts
-        latent = phase(
-            "sample",
-            lambda: sample_latent(
+
+        def sample():
+            return sample_latent(
                 model, with_references(positive, latents), with_references(negative, latents), negative,
                 empty_latent(side, side, 1), seed=0, steps=1, solver="euler", text_guidance=5.0, image_guidance=2.0,
                 shift={"shift": "auto"},
-            ).samples,
-        )  # fmt: skip
+            ).samples  # fmt: skip
+
+        latent = phase("sample", sample)
         phase("decode", lambda: vae.decode(latent))
+        chat = chat_prompt(QUESTION, 1)
+        phase("ask", lambda: assistant_of(clip).write([chat], [[picture]], max_new_tokens=WORDS))
+        phase("sample again", sample)
     return phases

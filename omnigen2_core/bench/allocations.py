@@ -38,7 +38,7 @@ def counting(limit: float = float("inf")) -> Iterator["CountingDevice"]:
     Attention counts as that of cards: what it gives is held, its scores are not. What a card's libraries take for
     themselves is not counted.
     """
-    with CountingDevice(limit) as device, _FusedAttention():
+    with CountingDevice(limit) as device, _BeforeTheDevice():
         yield device
 
 
@@ -92,14 +92,21 @@ class CountingDevice(TorchDispatchMode):
         self._counted[key] = weakref.ref(storage, gone)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as cards compute it; on the meta device it would be taken apart into products with all scores."""
+class _BeforeTheDevice(TorchFunctionMode):
+    """What has to be caught before the device is asked.
+
+    Attention is as cards compute it; on the meta device it would be taken apart into products with all scores. Tensors of
+    given numbers come there from the CPU; made there they would be born without values.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and args[0].device == DEVICE:
             q, _, v = args[:3]
             return q.new_empty(*q.shape[:-1], v.shape[-1])
-        return func(*args, **(kwargs or {}))
+        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu") == DEVICE:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
+        return func(*args, **kwargs)
 
 
 @lru_cache(maxsize=None)
@@ -144,8 +151,8 @@ def _computed(func, args: tuple, kwargs: dict, to: torch.device | None = None) -
         return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype) if values is None else values
     try:
         out = func(*args, **kwargs)
-    except NotImplementedError:
-        # How large a result is can depend on values.
+    except RuntimeError:
+        # How large a result is can depend on values; some operations say that with an error of their own.
         if values is None:
             raise
         out = tree_map_only(Tensor, lambda value: torch.empty_like(value, device=DEVICE), values)

@@ -171,8 +171,15 @@ def score_claims(patterns: Patterns, results: Results) -> None:
             "omnigen2_core/nano/logs/presets.jsonl, for them as they are. The pattern is that of one run."
         )
         return
+    where = ""
+    if patterns.on_other_weights:
+        where = " (recorded on other weights)"
+        results.notes.append(
+            f"Patterns and lost pictures are those of {patterns.source}, which was recorded on other weights than those that "
+            "the built-in model has now; `python dev.py presets` with an empty file of results records them anew."
+        )
     limits = {"balanced": Bar(1.0, at_most=True), "turbo": Bar(3.0, at_most=True)}
     for (name, task), lost in patterns.lost.items():
         if name in limits:
-            what = f"built-in model, {TITLES[task]}: right pictures that {name} loses, of a hundred"
+            what = f"built-in model, {TITLES[task]}: right pictures that {name} loses, of a hundred{where}"
             results.claims.append(Claim.judged(what, lost, limits[name], " points"))

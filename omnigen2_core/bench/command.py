@@ -7,11 +7,12 @@
     python dev.py bench all --json bench.json --markdown bench.md
 
 A CASE is a task (t2i, edit, three: none, one or three references) and a size; or `built-in`, whole runs of the built-in
-model; or `formats`, the errors of storage formats; or `memory`, what the full-size model holds on cards of several sizes,
+model and of drawn ones of its size; or `formats`, the errors of storage formats; or `memory`, what the full-size model holds on cards of several sizes,
 which are simulated; or `runs`, whether memory grows over a hundred runs of a real server; or `start`, how long it takes from
 click to the first model call, against reading the files; or `all`. Without any, what fits half an hour on two cores, which
-the last three are not part of. The exit status is 0 if every bar that was measured holds, 1 if one does not or is too noisy
-to tell, 2 for a wrong call.
+the last three are not part of. On a card, cases are whole runs of the full model, at least three rounds of every path: take
+one with `--steps 20` where there are only ten minutes. The exit status is 0 if every bar that was measured holds, 1 if one
+does not or is too noisy to tell, 2 for a wrong call.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .composed import NATIVE, OURS, Bench
 from .inputs import Inputs, random_weights
 from .patterns import Patterns, kept_patterns
 from .reference import load_reference, reference_velocity
+from .replay import Presets
 from .results import Results
 from .steps import one_of_each
 
@@ -90,7 +92,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp32 on a CPU, bf16 on a card")
     parser.add_argument("--seconds", type=float, default=200.0, help="about how long to measure a case (default %(default)g)")
-    parser.add_argument("--reference", type=Path, metavar="PATH", help="a checkout of VectorSpaceLab/OmniGen2 to run as well")
+    parser.add_argument(
+        "--steps", type=int, action="append", metavar="N", help="steps of whole runs, given once or more (default: 20 and 50)"
+    )
+    parser.add_argument(
+        "--reference", type=Path, metavar="PATH",
+        help="a checkout of VectorSpaceLab/OmniGen2, to run as well where whole runs are: built-in, or cases on a card",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
     options = parser.parse_args(arguments)
@@ -102,6 +110,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     options.names = names
+    has_whole_runs = BUILT_IN in names or bool(options.cases) and options.device.type == "cuda"
+    for name, given in (("--steps", options.steps), ("--reference", options.reference)):
+        if given and not has_whole_runs:
+            parser.error(
+                f"{name} is for whole runs, and none of {' '.join(names)} is one: at real width a CPU only times layers. "
+                f"Name {BUILT_IN} as well, or take a card with --device cuda."
+            )
+    if any(steps < 1 for steps in options.steps or ()):
+        parser.error(f"--steps is {min(options.steps)}; give at least 1.")
     options.dtype = options.dtype or ("bf16" if options.device.type == "cuda" else "fp32")
     return options
 
@@ -113,16 +130,17 @@ def _measured(options: argparse.Namespace, host: ModuleType, results: Results) -
         built_in.measure(results, options.seconds)
         _say("whole runs of a model of its size")
         note = "the built-in model's width and depth, drawn weights"
-        yield from _whole(_small(), SMALL, (SMALL_STEPS,), options, host, results, note)
+        yield from _whole(_small(), SMALL, options.steps or (SMALL_STEPS,), options, host, results, note)
         results.notes.append(
             "ComfyUI's own transformer cannot be given the built-in model: it knows no ffn_dim_multiplier. So it is "
             "compared on a model of the built-in one's width and depth without one, with drawn weights."
         )
     if options.cases:
-        patterns = kept_patterns() or built_in.record_patterns()
+        patterns = _patterns()
         built_in.score_claims(patterns, results)
         if options.device.type == "cuda":
-            yield from _whole(OmniGen2Config(), options.cases, cases.STEPS, options, host, results, "4 B, drawn weights")
+            steps = options.steps or cases.STEPS
+            yield from _whole(OmniGen2Config(), options.cases, steps, options, host, results, "4 B, drawn weights")
         else:
             yield from _composed(options, host, patterns, results)
     if FORMATS in options.names:
@@ -154,6 +172,8 @@ def _composed(options: argparse.Namespace, host: ModuleType, patterns: Patterns,
         bench.measure(case, results)
         yield
     results.notes.append("On a card the tables are of whole runs of the full model; those are not measured yet.")
+    if options.reference is not None:
+        results.notes.append("The authors' code was run where whole runs are, and not at real width, where layers are timed.")
 
 
 def _small() -> OmniGen2Config:
@@ -169,12 +189,14 @@ def _whole(
     results: Results,
     note: str,
 ) -> Iterator[None]:
-    """Whole runs of ours, native and, where there is a checkout, the authors' transformer."""
+    """Whole runs of ours and its presets, of our plain path, of native and, with a checkout, of the authors'
+    transformer."""
     dtype = DTYPES[options.dtype]
     inputs, weights = Inputs(config, dtype, options.device), random_weights(config, dtype, options.device)
     native = host.build_native(config, weights)
     ours, attention = _ours(config, weights, host), host.attention()
     starts = {
+        whole.PLAIN_PATH: whole.start_plainly(ours, inputs),
         "ours": whole.start_ours(ours, inputs, attention),
         "native": whole.start_others(lambda case, branch: host.native_velocity(native, inputs, case, branch)),
     }
@@ -189,11 +211,19 @@ def _whole(
         reference = load_reference(options.reference, config, weights)
         starts["reference"] = whole.start_others(reference_velocity(reference, inputs))
     contenders = whole.Contenders(starts, inputs, options.seconds, note)
+    presets = Presets(ours, inputs, attention, _patterns(), options.seconds, note)
     for case in some:
         for count in steps:
             _say(f"{case.title}, {count} steps")
             contenders.measure(case, count, results)
             yield
+        _say(f"{case.title}, presets")
+        presets.measure(case, results)
+        yield
+
+
+def _patterns() -> Patterns:
+    return kept_patterns() or built_in.record_patterns()
 
 
 def _ours(config: OmniGen2Config, weights, host: ModuleType) -> OmniGen2Transformer:

@@ -15,8 +15,11 @@ from pathlib import Path
 from ..acceleration.pattern import record_of
 from ..acceleration.presets import PRESETS
 from ..acceleration.protocol import Work
+from ..checkpoints import ModelFolder
 from ..nano.candidates import of_preset
+from ..nano.folder import WEIGHTS
 from ..nano.problems import FIRST
+from ..nano.results import fingerprint
 from ..nano.score import paired
 from .cases import TASKS
 from .verdict import Estimate
@@ -33,12 +36,13 @@ Records = dict[tuple[str, str], list[list[Work]]]
 class Patterns:
     """Records, and how many points of a hundred fewer pictures are right than with the plain path (none: not known).
 
-    source: where they are from.
+    source: where they are from. on_other_weights: whether the built-in model has other weights by now.
     """
 
     records: Records
     lost: Mapping[tuple[str, str], Estimate]
     source: str
+    on_other_weights: bool = False
 
 
 def kept_patterns(path: Path = KEPT) -> Patterns | None:
@@ -46,7 +50,8 @@ def kept_patterns(path: Path = KEPT) -> Patterns | None:
     if not path.is_file():
         return None
     batches: dict[tuple[str, str], dict[int, dict]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    for line in lines:
         batch = json.loads(line)
         if batch["world"] == FIRST.name:
             batches.setdefault((batch["candidate"], batch["kind"]), {})[batch["start"]] = batch
@@ -60,7 +65,8 @@ def kept_patterns(path: Path = KEPT) -> Patterns | None:
                 return None
             records[name, task] = [record_of(batch["pattern"]) for _, batch in sorted(own.items())]
             lost[name, task] = _points_lost(plain, own)
-    return Patterns(records, lost, path.name)
+    shipped = fingerprint(ModelFolder(WEIGHTS))
+    return Patterns(records, lost, path.name, on_other_weights=json.loads(header)["weights"] != shipped)
 
 
 def _points_lost(plain: Mapping[int, dict], own: Mapping[int, dict]) -> Estimate:

@@ -27,23 +27,30 @@ class Effort:
 
 
 def interleaved(actions: Mapping[Key, Callable[[], object]], effort: Effort, device: torch.device) -> dict[Key, list[float]]:
-    """Seconds of each action in each round. A first round warms up and says how many there are; every other round goes
-    backwards, so that no action always follows the same one.
-    """
-    def once(action: Callable[[], object]) -> float:
-        synchronise(device)
-        start = time.perf_counter()
-        action()
-        synchronise(device)
-        return time.perf_counter() - start
+    """Seconds of each action in each round. A first round warms up and says how many there are."""
+    warm = sum(seconds_of(action, device) for action in actions.values())
+    return in_rounds(actions, effort.rounds(warm), device)
 
-    warm = sum(once(action) for action in actions.values())
+
+def in_rounds(actions: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device) -> dict[Key, list[float]]:
+    """Seconds of each action in each round. Every other round goes backwards, so that no action always follows the same
+    one.
+    """
     seconds: dict[Key, list[float]] = {key: [] for key in actions}
-    for number in range(effort.rounds(warm)):
+    for number in range(rounds):
         order = list(actions.items())
         for key, action in order if number % 2 == 0 else reversed(order):
-            seconds[key].append(once(action))
+            seconds[key].append(seconds_of(action, device))
     return seconds
+
+
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """How long the device takes for it."""
+    synchronise(device)
+    start = time.perf_counter()
+    action()
+    synchronise(device)
+    return time.perf_counter() - start
 
 
 def synchronise(device: torch.device) -> None:

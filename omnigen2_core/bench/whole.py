@@ -1,4 +1,4 @@
-"""Whole runs of a transformer with drawn weights, ours and others', step by step from noise.
+"""Whole runs of a transformer with drawn weights, ours, our plain path and others', step by step from noise.
 
 On a card this is the full 4 B model; it was written without one at hand and has not been tried there. On a CPU it is a
 model of the built-in one's size.
@@ -6,6 +6,7 @@ model of the built-in one's size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +23,12 @@ from ..sampler import sample
 from ..schedule import timesteps
 from ..transformer import OmniGen2Transformer
 from . import machine, work
-from .cases import Case
+from .built_in import BF16_BAR, FP32_BAR, plain_velocity
+from .cases import TEXT, Case
 from .inputs import Inputs
 from .results import Claim, Floor, Results, RunRow
-from .timing import Effort, interleaved
-from .verdict import HOLDS, Bar, either, estimate
+from .timing import Effort, in_rounds, seconds_of
+from .verdict import HOLDS, Bar, Estimate, either, estimate
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [1, C, H, W], time [1]) -> velocity of one branch."""
@@ -40,6 +42,9 @@ COMPILED_BARS = {"t2i": Bar(2.0), "edit": Bar(1.35)}
 """Ours compiled against native eager."""
 NOT_BEHIND = Bar(1.0)
 PRODUCT = "matrix product"
+PLAIN_PATH = "plain path"
+LEAST_ROUNDS = 3
+"""A whole run of the full model takes long, so that more would not fit into a session on a lent card."""
 PROFILED = 12
 """Lines of the profiler's table."""
 
@@ -49,19 +54,39 @@ def start_ours(
 ) -> Start:
     """Our transformer with what a run shares."""
 
-    def start(case: Case, steps: int):
-        state = Run(steps)
+    return lambda case, steps: our_velocities(transformer, inputs, case, Run(steps), attention, compiled)
 
-        def predict(branch: str, text: Tensor, references: list[Tensor], x: Tensor, time: Tensor, step: int) -> Tensor:
-            place = state.evaluation(branch, step, text_key=branch == "cond")
-            return transformer(
-                x, time, text, None, [references],
-                text_lengths=[text.shape[1]], attention=attention, compiled=compiled, state=place,
-            )  # fmt: skip
 
-        return {b: partial(predict, b, inputs.text(b), inputs.references(case, b)) for b in case.branches}
+def our_velocities(
+    transformer: OmniGen2Transformer,
+    inputs: Inputs,
+    case: Case,
+    run: Run,
+    attention: Attention | None,
+    compiled: CompiledParts | None = None,
+) -> Mapping[str, Callable[[Tensor, Tensor, int], Tensor]]:
+    """For each branch of `run`, (latents, time [1], step) -> velocity."""
 
-    return start
+    def predict(branch: str, text: Tensor, references: list[Tensor], x: Tensor, time: Tensor, step: int) -> Tensor:
+        place = run.evaluation(branch, step, text_key=branch == "cond")
+        return transformer(
+            x, time, text, None, [references],
+            text_lengths=[text.shape[1]], attention=attention, compiled=compiled, state=place,
+        )  # fmt: skip
+
+    return {b: partial(predict, b, inputs.text(b), inputs.references(case, b)) for b in case.branches}
+
+
+def start_plainly(transformer: OmniGen2Transformer, inputs: Inputs) -> Start:
+    """Our transformer with nothing shared and nothing fused."""
+
+    def velocity(case: Case, branch: str) -> Velocity:
+        text, references = inputs.text(branch), inputs.references(case, branch)
+        mask = torch.ones(1, TEXT, dtype=torch.long, device=inputs.device)
+        given = [references] if references else None
+        return lambda latents, time: plain_velocity(transformer, latents, time, text, mask, given)
+
+    return start_others(velocity)
 
 
 def start_others(velocity: Callable[[Case, str], Velocity]) -> Start:
@@ -89,7 +114,8 @@ def whole_run(start: Start, case: Case, branches: Sequence[str], steps: int, inp
 
 @dataclass(frozen=True)
 class Contenders:
-    """Paths by name ("ours", "native", "ours compiled", "native compiled", "reference"), and how long to measure."""
+    """Paths by name ("plain path", "ours", "native", "ours compiled", "native compiled", "reference"), and how long to
+    measure."""
 
     starts: Mapping[str, Start]
     inputs: Inputs
@@ -97,7 +123,7 @@ class Contenders:
     note: str
 
     def measure(self, case: Case, steps: int, results: Results) -> None:
-        """Adds the runs of a case, their ratios, and on a card the floor."""
+        """Adds the runs of a case, their ratios, how far they are from the plain path, and on a card the floor."""
         asked = {name: (start, case.branches) for name, start in self.starts.items()}
         if case.task == "t2i" and "native" in self.starts:
             asked["native, core's template"] = self.starts["native"], work.TEMPLATE
@@ -105,25 +131,41 @@ class Contenders:
             name: partial(whole_run, start, case, branches, steps, self.inputs)
             for name, (start, branches) in asked.items()
         }
-        latents = {name: action() for name, action in actions.items() if name in ("ours", "native")}
-        device, memory = self.inputs.device, {}
-        if device.type == "cuda":
-            for name, action in actions.items():
+        device, memory, latents, first = self.inputs.device, {}, {}, 0.0
+        for name, action in actions.items():
+            if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-                action()
+            first += seconds_of(lambda: latents.update({name: action()}), device)
+            if device.type == "cuda":
                 memory[name] = machine.peak_device_memory(device)
+        if device.type == "cuda":
             actions[PRODUCT] = machine.MatrixProduct().make(self.inputs.dtype, device)
-        times = interleaved(actions, Effort(self.seconds), device)
+        times = in_rounds(actions, Effort(self.seconds, least=LEAST_ROUNDS).rounds(first), device)
         for name, (_, branches) in asked.items():
             note = self.note + (f", peak {memory[name] / 2**30:.1f} GB on the card" if name in memory else "")
             results.runs.append(RunRow(case.title, name, steps, steps * len(branches), median(times[name]), note))
         self._claims(case, steps, times, results)
-        if len(latents) == 2 and case.references < 2:
-            difference = (latents["ours"] - latents["native"]).abs().max().item()
-            what = f"{case.title}, {steps} steps, {self.note}"
-            results.notes.append(f"{what}: latents of ours and native differ by at most {difference:.1e}.")
+        self._errors(case, steps, latents, results)
         if device.type == "cuda":
             results.notes.append(f"{case.title}, where the time of ours goes:\n\n```\n{_profile(actions['ours'])}\n```")
+
+    def _errors(self, case: Case, steps: int, latents: Mapping[str, Tensor], results: Results) -> None:
+        """How far each path's latents are from the plain path's; ours beside its bar."""
+        what, plain = f"{case.title}, {steps} steps, {self.note}", latents[PLAIN_PATH]
+        largest = Estimate.exact((latents["ours"] - plain).abs().max().item())
+        ratio = Estimate.exact(psnr(latents["ours"], plain))
+        said = f"{what}: ours against the plain path"
+        if self.inputs.dtype is torch.float32:
+            results.claims.append(Claim.judged(f"{said}, largest error of the latents", largest, FP32_BAR, ""))
+            results.claims.append(Claim(f"{said}, PSNR of the latents", ratio, " dB"))
+        else:
+            results.claims.append(Claim(f"{said}, largest error of the latents", largest, ""))
+            results.claims.append(Claim.judged(f"{said}, PSNR of the latents", ratio, BF16_BAR, " dB"))
+        for name, own in latents.items():
+            # Native refines several references together, and its template evaluates another branch.
+            others = name not in ("ours", PLAIN_PATH, "native, core's template")
+            if others and (name.startswith("ours") or case.references < 2):
+                results.notes.append(f"{what}: {name} against the plain path: {errors(own, plain)}.")
 
     def _claims(self, case: Case, steps: int, times, results: Results) -> None:
         what, on_card = f"{case.title}, {steps} steps, {self.note}", self.inputs.device.type == "cuda"
@@ -156,10 +198,22 @@ class Contenders:
                 if verdict == HOLDS != bar.verdict(found):
                     results.notes.append(f"{said}: holds because 80 % of the floor are reached.")
             results.claims.append(Claim(said, found, "×", bar, verdict))
+        results.claims.append(Claim(f"{what}: ours against the plain path", ratio(PLAIN_PATH, "ours")))
         if "reference" in times:
             results.claims.append(Claim(f"{what}: ours against the authors' code", ratio("reference", "ours")))
         if "native, core's template" in times:
             results.claims.append(Claim(f"{what}: ours against core's template", ratio("native, core's template", "ours")))
+
+
+def psnr(found: Tensor, expected: Tensor) -> float:
+    """Peak signal to noise of latents in dB, the peak being the range of what is expected."""
+    mean_square = (found - expected).float().square().mean().item()
+    return 10 * math.log10((expected.max() - expected.min()).item() ** 2 / max(mean_square, 1e-20))
+
+
+def errors(found: Tensor, expected: Tensor) -> str:
+    """Both errors of latents in words."""
+    return f"largest error {(found - expected).abs().max().item():.1e}, PSNR {psnr(found, expected):.0f} dB"
 
 
 def _profile(action: Callable[[], Tensor]) -> str:

@@ -7,6 +7,9 @@ import pytest
 from test_bench_host import call
 
 
+PHASES = ["encode text", "encode the reference", "sample", "decode", "ask", "sample again"]
+
+
 def found(what: str) -> dict:
     done = call("compare_small.py", what)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
@@ -20,10 +23,23 @@ def phases():
 
 def test_a_large_card_holds_whole_models_and_a_small_one_a_part(phases):
     large, small = ({phase["name"]: phase for phase in phases[name]} for name in ("large", "small"))
-    assert list(large) == list(small) == ["encode text", "encode the reference", "sample", "decode"]
+    assert list(large) == list(small) == PHASES
     assert large["sample"]["whole"]["OmniGen2Model"] and not small["sample"]["whole"]["OmniGen2Model"]
     assert large["sample"]["weights"]["OmniGen2Model"] == pytest.approx(2.3e9, rel=0.1)
     assert all(phase["peak"] <= 2.2e9 for phase in small.values())
+
+
+def test_encoder_and_transformer_take_turns_on_a_small_card(phases):
+    """What answers a question makes room for itself, whatever was there, and the transformer comes back as it was."""
+    large, small = ({phase["name"]: phase for phase in phases[name]} for name in ("large", "small"))
+    asked = small["ask"]
+    assert asked["weights"]["OmniGen2Encoder"] > small["sample"]["weights"].get("OmniGen2Encoder", 0)
+    assert asked["weights"].get("OmniGen2Model", 0) < small["sample"]["weights"]["OmniGen2Model"]
+    again = small["sample again"]
+    assert again["weights"]["OmniGen2Model"] == pytest.approx(small["sample"]["weights"]["OmniGen2Model"], rel=0.05)
+    assert again["weights"].get("OmniGen2Encoder", 0) < asked["weights"]["OmniGen2Encoder"]
+    # A large one keeps both.
+    assert large["ask"]["whole"]["OmniGen2Encoder"] and large["sample again"]["whole"]["OmniGen2Model"]
 
 
 def test_what_comfyui_plans_beside_weights_is_enough_and_not_far_too_much(phases):
