@@ -172,3 +172,36 @@ def test_a_failed_pip_step_shows_its_last_lines_and_what_to_do(environment):
     message = str(refused.value)
     assert "| ERROR: no such package" in message and "`pip install nothing` failed" in message
     assert "Check the network" in message and "setup.log" in message
+
+
+def test_parts_of_the_tests_run_side_by_side_and_fail_if_one_does(dev, capsys, tmp_path):
+    def part(name: str, status: int) -> list[str]:
+        other = {"a": "b", "b": "a"}[name]
+        script = (
+            "import os, pathlib, sys, time\n"
+            f"pathlib.Path({str(tmp_path)!r}, {name!r}).touch()\n"
+            "print('===== test session starts =====', flush=True)\n"
+            # Neither ends before the other has begun.
+            f"while not pathlib.Path({str(tmp_path)!r}, {other!r}).exists(): time.sleep(0.01)\n"
+            f"for i in range(50): print('{name} passing', flush=True)\n"
+            "print('===== FAILURES =====', flush=True)\n"
+            f"for i in range(50): print('{name} closing', flush=True); time.sleep(0.001)\n"
+            f"sys.exit({status})"
+        )
+        return [sys.executable, "-c", script]
+
+    assert dev.test_side_by_side([part("a", 0), part("b", 0)]) == 0
+    capsys.readouterr()
+    for name in "ab":
+        (tmp_path / name).unlink()
+    assert dev.test_side_by_side([part("a", 1), part("b", 0)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("a passing") == lines.count("b passing") == 50
+    closings = [line for line in lines if line.endswith("closing")]
+    assert closings in (["a closing"] * 50 + ["b closing"] * 50, ["b closing"] * 50 + ["a closing"] * 50)
+
+
+def test_the_parts_of_the_tests_are_all_of_them(dev):
+    folders = {f"tests/{path.relative_to(ROOT / 'tests').parts[0]}" for path in (ROOT / "tests").glob("*/test_*.py")}
+    first, second, rest = dev.TEST_PARTS
+    assert {*first, *second} == folders and rest == ["tests", *(f"--ignore={folder}" for folder in sorted(folders))]

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from built_in_graphs import assert_shows, node_of, rendered
 from core_templates import api_of_template
 from native_model import install_native
+from PIL import ImageOps
 from safetensors.torch import save_file
 from scenes import HEIGHT, STEPS, WIDTH, Scene, compare, difference, save_latent, save_picture
 from small_models import install_folder
+from template_parts import BUILT_IN, built_in_drawing
+
+from omnigen2_core.nano.world import COLOURS
 
 SAME = 1e-4
 # KSampler looks its noise levels up in a table of 1000; STEPS divides that, so only rounding is left.
@@ -307,38 +312,59 @@ def test_a_tiled_decode_is_the_whole_decode_where_one_tile_holds_it(server, fold
     assert difference(server.tensors(result, whole)["image"], server.tensors(result, tiled)["image"]) < 2e-3
 
 
-def test_text_generate_writes_with_our_encoder(server, folder):
-    scene = Scene(folder)
-    written = scene.add("TextGenerate", clip=scene.clip, prompt="say something", max_length=4, sampling_mode="off")
-    shown = scene.add("PreviewAny", source=written[0])
-    assert isinstance(server.run(scene.graph).ui[shown]["text"][0], str)
+@pytest.mark.parametrize("colour", ["red", "blue"])
+def test_text_generate_answers_with_our_encoder(server, graph, colour):
+    picture = rendered("white", ("middle", colour, "circle", "large"))
+    loaded = graph.add("LoadImage", image=server.save_input(f"asked-{colour}.png", picture))
+    clip = graph.add("OmniGen2LoadFolder", folder=BUILT_IN, dtype="auto")[1]
+    asked = graph.add(
+        "TextGenerate", clip=clip, image=loaded[0], prompt="What color is the circle?", max_length=24, sampling_mode="off"
+    )
+    shown = graph.add("PreviewAny", source=asked[0])
+    answer, = server.run(graph).ui[shown]["text"]
+    assert colour in answer.lower()
 
 
 # Core's own workflows and models
 
 
-TEMPLATES = {"t2i": "image_omnigen2_t2i", "edit": "image_omnigen2_image_edit"}
+SCENE = ("white", ("left", "red", "circle", "large"), ("right", "blue", "square", "large"))
+TEMPLATES = {
+    "image_omnigen2_t2i": ("A large red circle on the left and a large blue square on the right on a white background", SCENE),
+    "image_omnigen2_image_edit": ("Change the background to yellow", ("yellow", *SCENE[1:])),
+}
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
-def test_core_s_template_runs_with_only_its_loaders_swapped(server, folder, pictures, kind):
-    graph = api_of_template(server, TEMPLATES[kind])
-    loader = graph.add("OmniGen2LoadFolder", folder=folder, dtype="fp32")
-    swapped = {name: slot for slot, kind in enumerate(("UNETLoader", "CLIPLoader", "VAELoader"))
-               for name, node in graph.prompt.items() if node["class_type"] == kind}  # fmt: skip
-    for node in graph.prompt.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list) and value[0] in swapped:
-                node["inputs"][name] = loader[swapped[value[0]]]
-        small = {"EmptySD3LatentImage": {"width": WIDTH, "height": HEIGHT}, "BasicScheduler": {"steps": 2},
-                 "ImageScaleToTotalPixels": {"megapixels": 0.01}, "LoadImage": {"image": pictures[0]},
-                 "CLIPTextEncode": {"text": "a red cube"}}  # fmt: skip
-        changes = small.get(node["class_type"], {})
-        node["inputs"] |= {name: value for name, value in changes.items() if not isinstance(node["inputs"].get(name), list)}
-    for name in swapped:
-        del graph.prompt[name]
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_core_s_template_runs_with_only_its_loaders_swapped(server, name):
+    """On the built-in model, in its sizes and with its guidance; the picture shows what the prompt says."""
+    text, wanted = TEMPLATES[name]
+    graph = api_of_template(server, name)
+    loader = graph.add("OmniGen2LoadFolder", folder=BUILT_IN, dtype="auto")
+    swapped = {node: slot for slot, kind in enumerate(("UNETLoader", "CLIPLoader", "VAELoader"))
+               for node, entry in graph.prompt.items() if entry["class_type"] == kind}  # fmt: skip
+    # The template makes at least 0.01 megapixel of its picture, 102 pixels a side, and the encoder takes the middle 96.
+    settings, source = built_in_drawing(), ImageOps.expand(rendered(*SCENE), 3, COLOURS[SCENE[0]])
+    small = {
+        "EmptySD3LatentImage": {"width": settings["width"], "height": settings["height"]},
+        "DualCFGGuider": {"cfg_conds": settings["text_guidance"], "cfg_cond2_negative": settings["image_guidance"]},
+        "ImageScaleToTotalPixels": {"megapixels": 0.01},
+        "LoadImage": {"image": server.save_input("template.png", source)},
+    }  # fmt: skip
+    for entry in graph.prompt.values():
+        inputs = entry["inputs"]
+        inputs |= {key: loader[swapped[value[0]]] for key, value in inputs.items() if isinstance(value, list) and value[0] in swapped}
+        inputs |= {key: value for key, value in small.get(entry["class_type"], {}).items() if not isinstance(inputs.get(key), list)}
+    guider = node_of(graph.prompt, "DualCFGGuider")["inputs"]
+    for link, said in (("cond1", text), ("negative", "")):
+        entry = graph.prompt[guider[link][0]]
+        while entry["class_type"] != "CLIPTextEncode":
+            entry = graph.prompt[entry["inputs"]["conditioning"][0]]
+        entry["inputs"]["text"] = said
+    for node in swapped:
+        del graph.prompt[node]
     image, = server.images(server.run(graph))
-    assert max(high - low for low, high in image.getextrema()) > 50
+    assert_shows(image, *wanted)
 
 
 @pytest.mark.parametrize("references, tolerance", [(0, SAME), (1, SAME)])
