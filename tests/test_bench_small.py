@@ -154,7 +154,7 @@ def test_growth_is_from_the_runs_around_the_first_to_the_last_ones():
 
 
 def seconds(read, encoder):
-    return {"read": [read] * 5, "encoder": [encoder] * 5, "diffusion": [2 * encoder] * 5}
+    return {"read": [read] * 5, "encoder": [encoder] * 5, "encoded": [1.5 * encoder] * 5, "diffusion": [2 * encoder] * 5}
 
 
 def test_start_is_told_beside_its_bar_for_each_cache():
@@ -162,7 +162,7 @@ def test_start_is_told_beside_its_bar_for_each_cache():
     start._report({"warm": seconds(1.0, 1.2), "cold": seconds(10.0, 15.0)}, 2.5, results)
     judged = [claim for claim in results.claims if claim.bar]
     assert [(claim.found.value, claim.verdict) for claim in judged] == [(pytest.approx(1.2), HOLDS), (1.5, FAILS)]
-    assert len(results.claims) == 4
+    assert len(results.claims) == 6
 
 
 def test_a_system_that_has_not_forgotten_the_files_gives_no_figure_for_a_cold_cache():
