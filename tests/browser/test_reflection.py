@@ -121,9 +121,11 @@ def test_the_keyboard_goes_from_round_to_round_and_never_reaches_the_canvas(loop
 def test_rounds_appear_while_the_node_runs(loop, canvas):
     canvas.evaluate("""() => {
         window.seen = [];
-        app.api.addEventListener('omnigen2.rounds', () => setTimeout(() => window.seen.push([
+        const look = () => window.seen.push([
             document.querySelectorAll('.omnigen2-rounds [role=list] button').length,
-            document.querySelector('.omnigen2-rounds [role=status]').textContent]), 0));
+            document.querySelector('.omnigen2-rounds [role=status]').textContent]);
+        // Messages may come several at a time; the page's changes are told of after each.
+        new MutationObserver(look).observe(document.querySelector('.omnigen2-rounds'), { childList: true, subtree: true });
     }""")
     canvas.run()
     canvas.page.wait_for_function(LOADED)

@@ -95,6 +95,6 @@ def test_the_button_is_in_no_prompt_and_in_no_saved_value(folder, canvas):
     node = canvas.evaluate(MAKE, [folder, "a red fox"])
     inputs = canvas.prompt()[str(node)]["inputs"]
     assert "edited" in inputs and "omnigen2_edit_prompt" not in inputs
-    saved = next(entry for entry in canvas.workflow()["nodes"] if entry["id"] == node)
+    saved = next(entry for entry in canvas.workflow()["nodes"] if str(entry["id"]) == str(node))
     values = canvas.evaluate("(id) => app.graph.getNodeById(id).widgets.filter(w => w.serialize !== false).length", node)
     assert len(saved["widgets_values"]) == values
