@@ -62,7 +62,7 @@ HOST = SimpleNamespace(
 def table_of(case, checkout=None, steps=(3,)):
     results = Results({})
     options = Namespace(dtype="fp32", device=CPU, seconds=0.0, reference=checkout)
-    for _ in command._whole(SMALL, [case], steps, options, HOST, results, "small"):
+    for _ in command._whole(SMALL, [case], steps, options.seconds, options, HOST, results, "small"):
         pass
     return results
 

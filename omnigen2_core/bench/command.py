@@ -130,7 +130,8 @@ def _measured(options: argparse.Namespace, host: ModuleType, results: Results) -
         built_in.measure(results, options.seconds)
         _say("whole runs of a model of its size")
         note = "the built-in model's width and depth, drawn weights"
-        yield from _whole(_small(), SMALL, options.steps or (SMALL_STEPS,), options, host, results, note)
+        steps, seconds = options.steps or (SMALL_STEPS,), options.seconds / len(SMALL)
+        yield from _whole(_small(), SMALL, steps, seconds, options, host, results, note)
         results.notes.append(
             "ComfyUI's own transformer cannot be given the built-in model: it knows no ffn_dim_multiplier. So it is "
             "compared on a model of the built-in one's width and depth without one, with drawn weights."
@@ -140,7 +141,7 @@ def _measured(options: argparse.Namespace, host: ModuleType, results: Results) -
         built_in.score_claims(patterns, results)
         if options.device.type == "cuda":
             steps = options.steps or cases.STEPS
-            yield from _whole(OmniGen2Config(), options.cases, steps, options, host, results, "4 B, drawn weights")
+            yield from _whole(OmniGen2Config(), options.cases, steps, options.seconds, options, host, results, "4 B, drawn weights")
         else:
             yield from _composed(options, host, patterns, results)
     if FORMATS in options.names:
@@ -184,13 +185,14 @@ def _whole(
     config: OmniGen2Config,
     some: Sequence[cases.Case],
     steps: Sequence[int],
+    seconds: float,
     options: argparse.Namespace,
     host: ModuleType,
     results: Results,
     note: str,
 ) -> Iterator[None]:
     """Whole runs of ours and its presets, of our plain path, of native and, with a checkout, of the authors'
-    transformer."""
+    transformer, `seconds` for the paths of a case and as many for its presets."""
     dtype = DTYPES[options.dtype]
     inputs, weights = Inputs(config, dtype, options.device), random_weights(config, dtype, options.device)
     native = host.build_native(config, weights)
@@ -210,8 +212,8 @@ def _whole(
     if options.reference is not None:
         reference = load_reference(options.reference, config, weights)
         starts["reference"] = whole.start_others(reference_velocity(reference, inputs))
-    contenders = whole.Contenders(starts, inputs, options.seconds, note)
-    presets = Presets(ours, inputs, attention, _patterns(), options.seconds, note)
+    contenders = whole.Contenders(starts, inputs, seconds, note)
+    presets = Presets(ours, inputs, attention, _patterns(), seconds, note)
     for case in some:
         for count in steps:
             _say(f"{case.title}, {count} steps")
