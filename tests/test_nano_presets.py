@@ -1,6 +1,7 @@
 """The search over ways of saving work: its candidates, what is drawn when, that it goes on where it was, and its tables."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from omnigen2_core.acceleration.presets import PRESETS, Acceleration
 from omnigen2_core.acceleration.protocol import Work
@@ -236,10 +238,22 @@ def test_results_of_other_weights_or_problems_are_not_mixed(tmp_path):
         Results(tmp_path / "s.jsonl", HEADER)
 
 
-def test_the_header_tells_weights_apart(tmp_path):
+@pytest.mark.parametrize(("part", "tensor", "differs"), [
+    ("transformer/diffusion_pytorch_model", "layers.3.attn.to_q.weight", True),
+    ("vae/diffusion_pytorch_model", "decoder.conv_in.bias", True),
+    ("mllm/model", "model.layers.2.mlp.up_proj.weight", True),
+    ("mllm/model", "visual.merger.mlp.0.bias", False),
+])  # fmt: skip
+def test_the_header_tells_weights_apart_that_drawing_depends_on(tmp_path, part, tensor, differs):
     header = Header.of(ModelFolder(WEIGHTS), 3)
     assert header.model == "OmniGen2-nano" and header.guidance_end == 0.8
     assert header == Header.of(ModelFolder(WEIGHTS), 3)
+    shutil.copytree(WEIGHTS, tmp_path / WEIGHTS.name)
+    weights = load_file(tmp_path / WEIGHTS.name / f"{part}.safetensors")
+    [name] = [name for name in weights if name.endswith(tensor)]
+    weights[name] = weights[name] + 1
+    save_file(weights, tmp_path / WEIGHTS.name / f"{part}.safetensors")
+    assert (header != Header.of(ModelFolder(tmp_path / WEIGHTS.name), 3)) == differs
 
 
 # Tables and figure

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Mapping
 
+import torch
+
 from ..checkpoints import PARTS, ModelFolder
 from ..errors import OmniGen2Error
 from ..profile import ModelProfile
 
-_SAMPLE = 1 << 20
-"""Bytes at either end of a weight file that tell it from another."""
+_SAMPLE = 256
+"""Values at either end of a tensor that tell it from another."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,19 @@ class Header:
 
 
 def fingerprint(folder: ModelFolder) -> str:
-    """A short text that other weights would change: from the length and both ends of every weight file."""
+    """A short text that other weights would change: from both ends of every tensor that drawing depends on.
+
+    The encoder's vision tower is none: a prompt to draw from is text alone.
+    """
     digest = hashlib.sha256()
     for part in PARTS:
-        for path in sorted(folder.weight_files(part)):
-            size = path.stat().st_size
-            digest.update(f"{part} {size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(_SAMPLE))
-                file.seek(max(0, size - _SAMPLE))
-                digest.update(file.read(_SAMPLE))
+        for name, tensor in sorted(folder.state_dict(part).items()):
+            if name.removeprefix("model.").startswith("visual."):
+                continue
+            flat = tensor.reshape(-1)
+            digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            for end in (flat[:_SAMPLE], flat[-_SAMPLE:]):
+                digest.update(end.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
