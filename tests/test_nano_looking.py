@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from PIL import Image
 
 from omnigen2_core.mllm import build_mllm
 from omnigen2_core.nano import encoder, looking, seeing
@@ -13,6 +14,7 @@ from omnigen2_core.nano.judge import look_at_cells
 from omnigen2_core.nano.questions import KINDS, ask_about
 from omnigen2_core.nano.tokens import build_tokenizer
 from omnigen2_core.nano.world import PLACES, Scene, Thing, draw_scene
+from omnigen2_core.vision import preprocess
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +186,62 @@ def test_nothing_is_asked_after_a_caption_and_yes_or_no_is_compared_as_it_is_ans
         assert told == [answer.strip() == "yes" for answer in answers if answer.strip() in ("yes", "no")]
         compared.update(told)
     assert compared == {True, False}
+
+
+def small_tower(tokenizer, width, inner, heads):
+    config = encoder.config(tokenizer)
+    config["vision_config"] |= {"hidden_size": width, "intermediate_size": inner, "num_heads": heads}
+    model = build_mllm(config, device="cpu", dtype=torch.float32)
+    encoder.initialise(model)
+    return model.requires_grad_(False)
+
+
+def test_a_wider_tower_tells_what_the_narrow_one_did(tokenizer, patchwork, monkeypatch):
+    narrow, wide = small_tower(tokenizer, 96, 256, 4), small_tower(tokenizer, 192, 512, 8)
+    with torch.no_grad():
+        for name, parameter in narrow.visual.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    rng = random.Random(7)
+    values, grid = preprocess([Image.fromarray(patchwork.view(rng).pixels) for _ in range(3)], encoder.PIXELS)
+    told, weights = narrow.look(values, grid), narrow.visual.state_dict()
+    assert seeing.widened(weights, weights).keys() == weights.keys()
+
+    def differs():
+        wide.visual.load_state_dict(seeing.widened(weights, wide.visual.state_dict()))
+        return ((wide.look(values, grid) - told).square().mean() / told.square().mean()).item()
+
+    assert 1e-8 < differs() < 0.1
+    monkeypatch.setattr(seeing, "NEW_CHANNELS", 0.0)
+    assert differs() < 1e-10
+
+
+def test_a_tower_is_held_to_what_its_teacher_sees_right(tokenizer, patchwork):
+    model, teacher = (small_tower(tokenizer, 96, 256, 4) for _ in range(2))
+    views, eyes = [patchwork.view(random.Random(i)) for i in range(4)], seeing.Eyes()
+    with torch.no_grad():
+        # All grounds and empty cells are seen right, and nothing else.
+        for head in eyes.seen.values():
+            head.weight.zero_()
+    views = [seeing.View(view.pixels, None, view.cells) for view in views]
+    with torch.no_grad():
+        for name, head in eyes.seen.items():
+            nothing = {"ground": -1, "colour": -2, "shape": -2, "size": -2}[name]
+            head.bias.zero_()[nothing] = 1.0
+    loss = seeing.seeing_loss(model, eyes, teacher)
+    assert loss(seeing.Sight(views), torch.Generator())[1]["seeing_held"] == 0
+    with torch.no_grad():
+        model.visual.merger.mlp[2].bias.add_(1.0)
+    moved = loss(seeing.Sight(views), torch.Generator())[1]
+    assert moved["seeing_held"] > 0.1 and moved["teacher_seen_right"] < 1
+    half = loss(seeing.Sight(views, 0.5), torch.Generator())[0]
+    assert half.item() == pytest.approx(0.5 * loss(seeing.Sight(views), torch.Generator())[0].item())
+
+
+def test_several_processes_see_pictures_of_their_own(patchwork):
+    drawn = [picture for pictures in patchwork.grounds.values() for picture in pictures]
+    shares = [seeing.Sights(drawn, 6, rank, 2).batch(0, random.Random(1))[0] for rank in range(2)]
+    assert [(len(sight.views), sight.share) for sight in shares] == [(3, 0.5)] * 2
+    whole = seeing.Sights(drawn, 6).batch(0, random.Random(1))[0].views
+    together = [view for pair in zip(*(sight.views for sight in shares)) for view in pair]
+    assert all((a.pixels == b.pixels).all() for a, b in zip(whole, together))

@@ -50,6 +50,9 @@ FP16_MEMORY_FACTOR = 3.5
 LARGE_BYTES = 1 << 30
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = torch.finfo(FP8).max
+# Products of two fp8 matrices need rows of a multiple of 16, and 2520, which every matrix of the published transformer but the
+# modulation's has on one side, is none: ComfyUI would round what comes in to fp8 and, finding no product, compute in full.
+FP8_FORMAT = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
 
 
 class OmniGen2ModelConfig(comfy.supported_models.Omnigen2):
@@ -235,7 +238,7 @@ def with_fp8_scales(state_dict: Mapping[str, torch.Tensor], *, quantise: bool, s
 
     Raises CheckpointError for scaled weights that are not fp8, or whose scales are for blocks.
     """
-    settings = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+    settings = json.dumps(FP8_FORMAT).encode()
     out: dict[str, torch.Tensor] = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.rpartition(".")

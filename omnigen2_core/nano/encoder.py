@@ -64,9 +64,10 @@ def config(tokenizer) -> dict[str, Any]:
         "vision_config": {
             "model_type": "qwen2_5_vl",
             "depth": 4,
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_heads": 4,
+            # A patch has 192 values, and whether a thing is what was asked for can be a matter of a few of them.
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_heads": 8,
             "out_hidden_size": WIDTH,
             "fullatt_block_indexes": [3],
             "hidden_act": "silu",

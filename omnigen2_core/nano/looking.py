@@ -31,7 +31,7 @@ from .encoder import PIXELS, pad
 from .faults import Spoiled, corrections, draw_spoiled, reflection
 from .judge import Cell
 from .questions import KINDS, ask_about
-from .seeing import Eyes, View, Views, faults_of, seeing_loss
+from .seeing import Eyes, Sight, View, Views, faults_of, seeing_loss
 from .world import DEFAULT_SIZE, PICTURE_SIZES, Scene, draw_scene
 
 RECIPE = Recipe(
@@ -111,6 +111,10 @@ class Mix:
     sights: int = 64
 
 
+SEEING_MIX = Mix(held=0, questions=8, told=0, decisions=0, reflections=24, verdicts=24, sights=48)
+"""Where the vision tower alone moves: what is told without a picture does not depend on it."""
+
+
 class Examples:
     """Conversations about pictures, and prompts whose states are held."""
 
@@ -128,19 +132,19 @@ class Examples:
         mix, again = self.mix, rng.random() < 0.15
         asked = [self._asked(rng) for _ in range(mix.questions)] + [self._told(rng) for _ in range(mix.told)]
         held = [self._prompt(rng)[0] for _ in range(mix.held)]
-        decided, prompts = zip(*(self._decision(rng) for _ in range(mix.decisions)))
+        decided = [self._decision(rng) for _ in range(mix.decisions)]
         rows = [self._encode(generation_prompt(text)) for text in held]
         plain = [Row() for _ in rows]
         for row, ids in zip(plain, rows):
             row.add(ids)
-        return [
-            self._finish("held", plain, [(ids, 0) for ids in rows]),
-            self._finish("decision", decided, prompts),
-            self._finish("answer", asked),
-            self._finish("reflection", [self._reflection(rng, again) for _ in range(mix.reflections)]),
-            self._finish("verdict", [self._verdict(rng) for _ in range(mix.verdicts)]),
-            self._sights(rng),
-        ]
+        parts = {
+            "held": (plain, [(ids, 0) for ids in rows]),
+            "decision": ([row for row, _ in decided], [prompt for _, prompt in decided]),
+            "answer": (asked, ()),
+            "reflection": ([self._reflection(rng, again) for _ in range(mix.reflections)], ()),
+            "verdict": ([self._verdict(rng) for _ in range(mix.verdicts)], ()),
+        }
+        return [self._finish(kind, *part) for kind, part in parts.items() if part[0]] + [self._sights(rng)]
 
     def _sights(self, rng: random.Random) -> Part:
         """Pictures for the vision tower alone. They are many, so each process draws only its own, by a chance of its own."""
@@ -328,8 +332,8 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
 
     def loss(part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         if part.kind == "sight":
-            seen, figures = seeing(part.views, generator)
-            return seen * part.share, {"sight_" + name: value for name, value in figures.items()}
+            seen, figures = seeing(Sight(part.views, part.share), generator)
+            return seen, {"sight_" + name: value for name, value in figures.items()}
         figures: dict[str, float] = {}
         pixels = ()
         if part.views:
@@ -349,8 +353,8 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             default = [c == 36 and v.pixels.shape[:2] == DEFAULT_SIZE for c, v in zip(counts, part.views)]
             chosen = torch.cat([torch.full((c,), d) for c, d in zip(counts, default)])
             if any(default):
-                sight, own = eyes.seeing_loss(seen[chosen], [v for v, d in zip(part.views, default) if d])
-                total, figures["seeing"] = total + 0.3 * sight, own["seeing"]
+                sight, _ = eyes.seeing_loss(seen[chosen], [v for v, d in zip(part.views, default) if d])
+                total, figures["seeing"] = total + 0.3 * sight, sight.item()
                 places = eyes.placed(states[PLACED_AFTER][part.ids == model.config.image_token_id][chosen])
                 wanted = cells.repeat(sum(default))
                 total = total + 0.3 * F.cross_entropy(places, wanted)

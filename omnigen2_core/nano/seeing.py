@@ -26,6 +26,10 @@ RECIPE = Recipe(
 )
 SEEN = {"ground": len(COLOURS) + 1, "colour": len(COLOURS) + 2, "shape": len(SHAPES) + 2, "size": len(SIZES) + 2}
 """Classes of what a visual token shows: the ground's colours or none, a thing's attributes, no thing, or an unclear one."""
+HOLD = 1.0
+"""What the mean square error of a tower's tokens against its teacher's, as a share of their mean square, counts in the loss."""
+NEW_CHANNELS = 0.3
+"""Size of a wider tower's new filters, of that of those it has."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,33 @@ class Eyes(nn.Module):
         self.placed = nn.Linear(width, len(PLACES))
         self.compared = nn.ModuleDict({"cell": nn.Linear(width, 2), "thing": nn.Linear(width, 2)})
 
-    def seeing_loss(self, visual: Tensor, views: Sequence[View]) -> tuple[Tensor, Mapping[str, float]]:
-        """Of visual tokens [views * 36, D] of pictures of the default size."""
+    def seeing_loss(self, visual: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
+        """Of visual tokens [views * 36, D] of pictures of the default size: the loss, and which are seen right [views * 36]."""
         wanted = torch.tensor([row for view in views for row in view.classes()])
         loss, right = 0.0, torch.ones(len(wanted), dtype=torch.bool)
         for i, head in enumerate(self.seen.values()):
             logits = head(visual)
             loss = loss + F.cross_entropy(logits, wanted[:, i])
             right &= logits.argmax(-1) == wanted[:, i]
-        return loss, {"seeing": loss.item(), "seen_right": right.view(len(views), -1).all(dim=1).float().mean().item()}
+        return loss, right
+
+
+def fit_heads(eyes: Eyes, model: Qwen2_5_VL, views: Sequence[View], steps: int = 200) -> None:
+    """Fits the heads that read what tokens show to a tower that is left as it is."""
+    values, grid = preprocess([Image.fromarray(view.pixels) for view in views], PIXELS)
+    with torch.no_grad():
+        visual = model.look(values, grid)
+    optimizer = torch.optim.Adam(eyes.seen.parameters(), lr=0.03)
+    for _ in range(steps):
+        loss, _ = eyes.seeing_loss(visual, views)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def all_right(right: Tensor) -> float:
+    """Share of pictures of the default size of which all tokens are right, of [views * 36]."""
+    return right.view(-1, 36).all(dim=1).float().mean().item()
 
 
 def faults_of(wanted: Scene, view: View):
@@ -97,8 +119,7 @@ class Patchwork:
     learnt at the edge between them.
     """
 
-    BUSY = 0.4
-    """Share of cells that are chosen among those that are not empty."""
+    BUSY, CROWDED = 0.4, 0.9
     EXAGGERATED = 0.35
     """Share of cells with a thing whose faults are changed."""
     FACTORS = (0.4, 2.0)
@@ -120,10 +141,10 @@ class Patchwork:
             for ground, pictures in self.grounds.items()
         }
 
-    def view(self, rng: random.Random) -> View:
-        """A picture and what the judge sees in it."""
+    def view(self, rng: random.Random, busy: float = BUSY) -> View:
+        """A picture and what the judge sees in it. busy: the share of cells that are chosen among those that are not empty."""
         ground = rng.choice(list(self.grounds))
-        sources = [self.busy[ground][p] if rng.random() < self.BUSY else self.grounds[ground] for p in self.places]
+        sources = [self.busy[ground][p] if rng.random() < busy else self.grounds[ground] for p in self.places]
         return self._compose(rng, ground, [rng.choice(source) for source in sources])
 
     def judged(self, rng: random.Random, count: int) -> tuple[Scene, View]:
@@ -191,20 +212,100 @@ class Views:
 
 
 class Sights:
-    """Pictures alone, for the vision tower."""
+    """Pictures alone, for the vision tower. Each of several processes draws its own, by a chance of its own.
 
-    def __init__(self, drawn: Sequence[Drawn], batch: int = 64):
-        self.views, self.count = Views(drawn), batch
+    Most are crowded: an empty cell teaches next to nothing, and takes as long to look at as one at the edge between right
+    and wrong.
+    """
 
-    def batch(self, step: int, rng: random.Random) -> list[list[View]]:
-        return [[self.views.judged(rng, rng.randint(1, 6))[1] for _ in range(self.count)]]
+    CROWDED = 0.6
+
+    def __init__(self, drawn: Sequence[Drawn], batch: int = 64, rank: int = 0, workers: int = 1):
+        self.views, self.seeds, self.mine = Views(drawn), batch, slice(rank, None, workers)
+
+    def batch(self, step: int, rng: random.Random) -> list[Sight]:
+        seeds = [rng.random() for _ in range(self.seeds)]
+        chances = [random.Random(seed) for seed in seeds[self.mine]]
+        views = [self._view(rng) for rng in chances]
+        return [Sight(views, len(views) / len(seeds))]
+
+    def _view(self, rng: random.Random) -> View:
+        if self.views.patchwork and rng.random() < self.CROWDED:
+            return self.views.patchwork.view(rng, Patchwork.CROWDED)
+        return self.views.judged(rng, rng.randint(1, 6))[1]
 
 
-def seeing_loss(model: Qwen2_5_VL, eyes: Eyes):
-    """What the vision tower's tokens tell of their cells."""
+@dataclass(frozen=True)
+class Sight:
+    """Pictures, and what share of the step's these are."""
 
-    def loss(views: Sequence[View], generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        values, grid = preprocess([Image.fromarray(view.pixels) for view in views], PIXELS)
-        return eyes.seeing_loss(model.look(values, grid), views)
+    views: Sequence[View]
+    share: float = 1.0
+
+
+def seeing_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL | None = None):
+    """What the vision tower's tokens tell of their cells.
+
+    With a teacher its tokens are told apart by the same heads, and where they are right the tower's are held to them,
+    so that a text model which reads the teacher's reads the tower's too.
+    """
+
+    def loss(sight: Sight, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        values, grid = preprocess([Image.fromarray(view.pixels) for view in sight.views], PIXELS)
+        visual = model.look(values, grid)
+        seen, right = eyes.seeing_loss(visual, sight.views)
+        figures = {"seeing": seen.item(), "seen_right": all_right(right)}
+        if teacher is not None:
+            with torch.no_grad():
+                told = teacher.look(values, grid)
+            read, known = eyes.seeing_loss(told, sight.views)
+            held = ((visual - told).square().mean(-1) * known).mean() / told.square().mean()
+            seen = seen + read + HOLD * held
+            figures |= {"seeing_held": held.item(), "teacher_seen_right": all_right(known)}
+        return seen * sight.share, figures
 
     return loss
+
+
+def widened(weights: Mapping[str, Tensor], tower: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """A vision tower's weights, for a tower of the same depth and head size that is wider.
+
+    What is new of a layer reads everything and is read by what is new alone, so that at first the wide tower tells
+    what the narrow one did, up to what new channels add to the norms.
+
+    Args:
+        weights: The narrow tower's, by their names in `Qwen2_5_VL.visual`.
+        tower: The wide one's, of which only the shapes are used.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wide = {}
+    for name, old in weights.items():
+        shape = tower[name].shape
+        if shape == old.shape:
+            wide[name] = old
+            continue
+        rows = _blocks(len(old), shape[0], 3 if ".qkv." in name else 1)
+        new = torch.zeros(shape)
+        if "norm" in name or "ln_q" in name:
+            # The same sum of squares is a smaller mean among more channels.
+            new.fill_(old.mean())
+            new[rows] = old
+            new *= (len(old) / shape[0]) ** 0.5
+        elif new.ndim == 1:
+            new[rows] = old
+        elif new.ndim > 2:
+            new.normal_(0, NEW_CHANNELS * old.std().item(), generator=generator)
+            new[rows] = old
+        else:
+            if not name.endswith(("proj.weight", "mlp.2.weight")) or "gate" in name or "up_proj" in name:
+                new.normal_(0, shape[1] ** -0.5, generator=generator)
+            columns = _blocks(old.shape[1], shape[1], 4 if "merger.mlp.0" in name else 1)
+            new[rows] = 0
+            new[rows.unsqueeze(1), columns] = old
+        wide[name] = new
+    return wide
+
+
+def _blocks(old: int, new: int, count: int) -> Tensor:
+    """Where the indices of `count` equal blocks come when each block grows at its end."""
+    return torch.cat([block * (new // count) + torch.arange(old // count) for block in range(count)])

@@ -29,6 +29,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,12 @@ STAGES = ("autoencoder", "decoder", "encoder", "transformer", "export", "draw", 
 DRAWN = 3600
 """Pictures that one run of the stage `draw` keeps."""
 
+
+VISUAL = "visual."
+"""What the names of the vision tower's weights begin with."""
+
+HEADS = 8
+"""Batches of pictures that the heads are fitted to before a tower is held to its teacher."""
 
 FOLDER_FILES = {
     "autoencoder": "vae/diffusion_pytorch_model.safetensors",
@@ -130,33 +137,58 @@ def train_encoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trai
 
 def _build_encoder(runs: Path, start: Path | None, **options) -> Qwen2_5_VL:
     model = build_mllm(encoder.config(build_tokenizer()), device="cpu", dtype=torch.float32)
-    model.load_state_dict(encoder_weights(runs, start, **options))
+    weights = encoder_weights(runs, start, **options)
+    tower = {name.removeprefix(VISUAL): weight for name, weight in weights.items() if name.startswith(VISUAL)}
+    wide = seeing.widened(tower, model.visual.state_dict())
+    model.load_state_dict({**weights, **{VISUAL + name: weight for name, weight in wide.items()}})
     return model
 
 
-def train_see(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
-    """The vision tower alone, on what its tokens show."""
-    model, eyes = _build_encoder(runs, start, looks=False), seeing.Eyes()
-    parameters = {f"mllm.visual.{name}": p for name, p in model.visual.named_parameters()}
-    parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
-    hidden = [name for name in encoder.hidden_matrices(model, "mllm.") if name in parameters]
-    sights = seeing.Sights(load_own(runs / "drawn"))
-    return Trainer(parameters, sights, seeing.seeing_loss(model.train(), eyes), recipe, runs / "see", hidden=hidden)
-
-
-def train_look(runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None) -> Trainer:
-    """The whole encoder, its prompts' states held to those that it had, or to those of the model folder `held`."""
-    model = _build_encoder(runs, start, looks=False)
-    teacher = OmniGen2Pipeline.from_folder(held, device="cpu").encoder if held else _build_encoder(runs, start, looks=False)
+def _load_eyes(runs: Path) -> seeing.Eyes:
     eyes = seeing.Eyes()
     if (runs / "see" / "checkpoint").is_dir():
         seen = {name.removeprefix("eyes."): w for name, w in trained(runs, "see").items() if name.startswith("eyes.")}
         eyes.load_state_dict(seen)
-    parameters = {f"mllm.{name}": p for name, p in model.named_parameters()}
+    return eyes
+
+
+def _teacher(held: Path) -> Qwen2_5_VL:
+    return OmniGen2Pipeline.from_folder(held, device="cpu").encoder.requires_grad_(False)
+
+
+def train_see(runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None) -> Trainer:
+    """The vision tower alone, on what its tokens show; they are kept to those of the model folder `held` where these are right."""
+    model, eyes = _build_encoder(runs, start, looks=False), seeing.Eyes()
+    parameters = {f"mllm.visual.{name}": p for name, p in model.visual.named_parameters()}
     parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
-    examples = looking.Examples(build_tokenizer(), load_own(runs / "drawn"), rank=workers.rank, workers=workers.count)
-    loss = looking.looking_loss(model.train(), eyes, teacher.requires_grad_(False))
-    hidden = encoder.hidden_matrices(model, "mllm.")
+    hidden = [name for name in encoder.hidden_matrices(model, "mllm.") if name in parameters]
+    drawn = load_own(runs / "drawn")
+    teacher = _teacher(held) if held else None
+    if teacher:
+        rng = random.Random(recipe.seed)
+        seeing.fit_heads(eyes, teacher, [view for step in range(HEADS) for view in seeing.Sights(drawn).batch(step, rng)[0].views])
+    sights = seeing.Sights(drawn, rank=workers.rank, workers=workers.count)
+    loss = seeing.seeing_loss(model.train(), eyes, teacher)
+    return Trainer(parameters, sights, loss, recipe, runs / "see", hidden=hidden, workers=workers)
+
+
+def train_look(
+    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None, *, eyes_only: bool = False
+) -> Trainer:
+    """The whole encoder, its prompts' states held to those that it had, or to those of the model folder `held`.
+
+    With `eyes_only` the vision tower moves alone, so that states of prompts without pictures stay what they are.
+    """
+    model, eyes = _build_encoder(runs, start, looks=False), _load_eyes(runs)
+    teacher = _teacher(held) if held else _build_encoder(runs, start, looks=False).requires_grad_(False)
+    moved = model.requires_grad_(not eyes_only).visual if eyes_only else model
+    prefix = "mllm." + (VISUAL if eyes_only else "")
+    parameters = {prefix + name: p for name, p in moved.named_parameters()}
+    parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
+    mix = looking.SEEING_MIX if eyes_only else looking.Mix()
+    examples = looking.Examples(build_tokenizer(), load_own(runs / "drawn"), mix, rank=workers.rank, workers=workers.count)
+    loss = looking.looking_loss(model.train(), eyes, teacher)
+    hidden = [name for name in encoder.hidden_matrices(model, "mllm.") if name in parameters]
     return Trainer(parameters, examples, loss, recipe, runs / "look", hidden=hidden, workers=workers)
 
 
@@ -202,7 +234,6 @@ SINGLE = {
     "autoencoder": train_autoencoder,
     "decoder": train_decoder,
     "encoder": train_encoder,
-    "see": train_see,
 }
 """Stages that one process trains."""
 RECIPES = {
@@ -229,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora is trained on it")
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
     parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's learning rates")
-    parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with")
+    parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with; see keeps to its vision tower")
+    parser.add_argument("--eyes-only", action="store_true", help="look moves the vision tower alone")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -273,15 +305,18 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
             options.stage, "--runs", str(options.runs), "--seed", str(options.seed), "--workers", str(options.workers),
             "--steps", str(recipe.steps), *(["--compile"] if options.compile else []),
             "--rate", str(options.rate), *(["--start", str(options.start)] if options.start else []),
-            *(["--held", str(options.held)] if options.held else []),
+            *(["--held", str(options.held)] if options.held else []), *(["--eyes-only"] if options.eyes_only else []),
         ]  # fmt: skip
         # Started as this process was: through a launcher, where that was needed.
         start = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
         others = [subprocess.Popen([*start, *given, "--rank", str(rank)]) for rank in range(1, options.workers)]
     try:
         workers = Workers(options.rank, options.workers, meeting)
+        if options.stage == "see":
+            train_see(options.runs, recipe, workers, options.start, options.held).run()
+            return
         if options.stage == "look":
-            train_look(options.runs, recipe, workers, options.start, options.held).run()
+            train_look(options.runs, recipe, workers, options.start, options.held, eyes_only=options.eyes_only).run()
             return
         reflects = options.stage == "reflect"
         train_transformer(options.runs, recipe, workers, options.start, compiled=options.compile, reflects=reflects).run()
