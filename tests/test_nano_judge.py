@@ -1,12 +1,14 @@
 """The judge reads every picture of the world right and accepts no damaged one."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from omnigen2_core.nano.judge import look, matches, preserved
-from omnigen2_core.nano.world import COLOURS, PICTURE_SIZES, SHAPES, SIZES, Scene, Thing, cell_box, draw_scene, render
+from omnigen2_core.nano.faults import draw_spoiled, render_spoiled
+from omnigen2_core.nano.judge import Cell, examine_cell, look, look_at_cell, matches, preserved
+from omnigen2_core.nano.world import COLOURS, DEFAULT_SIZE, PICTURE_SIZES, PLACES, SHAPES, SIZES, Scene, Thing, cell_box, draw_scene, render
 
 
 @pytest.mark.parametrize("size", PICTURE_SIZES)
@@ -100,3 +102,22 @@ def test_preserved_notices_changes_outside_the_edited_cells():
     other_ground = render(Scene("yellow", scene.things))
     assert preserved(other_ground, source, set(), True)
     assert not preserved(other_ground, source, set(), False)
+
+
+def test_margins_change_sign_where_the_verdict_turns():
+    rng, seen = random.Random(11), Counter()
+    for _ in range(60):
+        spoiled = draw_spoiled(rng, draw_scene(rng, 4))
+        picture = render_spoiled(spoiled, *DEFAULT_SIZE)
+        for place in range(len(PLACES)):
+            cell, (off, there, unexplained, colour, kind) = examine_cell(picture, place, spoiled.scene.ground)
+            assert cell == look_at_cell(picture, place, spoiled.scene.ground)
+            assert (off > 0) == cell.doubt.startswith("nothing of the world")
+            if cell == Cell(None):
+                assert there <= 0 and np.isnan([unexplained, colour, kind]).all()
+            elif not cell.doubt:
+                assert there > 0 and kind > 0 > max(unexplained, colour)
+            seen[cell.doubt.split(" (")[0]] += 1
+            assert (cell.doubt == "a thing is incomplete") == (off <= 0 and unexplained > 0)
+            assert (cell.doubt == "a thing has none of the world's colours") == (off <= 0 and unexplained <= 0 < colour)
+    assert len(seen) == 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
+from typing import Sequence
 
 import numpy as np
 
@@ -83,8 +84,19 @@ def look(picture: np.ndarray) -> Sight:
     return Sight(Scene(ground, tuple(cell.thing for cell in cells if cell.thing)))
 
 
+MARGINS = ("off", "there", "unexplained", "colour", "kind")
+"""What decides about a cell, each a logarithm that is 0 where the verdict turns: how far it is from what it is taken for
+against the tolerance; how much better a thing explains it than the ground does; what of the thing is missing or too much,
+and how far its colour is off, against what may be; how much worse the next best shape and size is."""
+
+
 def look_at_cell(picture: np.ndarray, place: int, ground_name: str) -> Cell:
     """One cell of a picture [height, width, 3] uint8 whose ground is known."""
+    return examine_cell(picture, place, ground_name)[0]
+
+
+def examine_cell(picture: np.ndarray, place: int, ground_name: str) -> tuple[Cell, np.ndarray]:
+    """`look_at_cell`, and the `MARGINS` of its verdict, NaN for those that have no part in it."""
     height, width = picture.shape[:2]
     left, top, right, bottom = cell_box(place, width, height)
     cell = picture[top:bottom, left:right].reshape(-1, 3).astype(np.float32) / 255
@@ -98,18 +110,34 @@ def look_at_cell(picture: np.ndarray, place: int, ground_name: str) -> Cell:
     square = np.outer((alphas**2).sum(axis=1), (steps**2).sum(axis=1))
     errors = total - 2 * cross + square
     kind, colour = np.unravel_index(errors.argmin(), errors.shape)
-    empty = total <= errors[kind, colour] or colour == ground
-    error = float(np.sqrt(max(total if empty else errors[kind, colour], 0.0) / cell.size))
+    best = errors[kind, colour]
+    empty = total <= best or colour == ground
+    error = float(np.sqrt(max(total if empty else best, 0.0) / cell.size))
+    inside = cell[alphas[kind] > 0.99]
+    colour_off = np.abs(inside.mean(axis=0) - _VALUES[colour]).max() if len(inside) else 0.0
+    others = np.delete(errors[:, colour], kind).min()
+    margins = _logarithms(
+        (error, total, best, colour_off, others), (CELL_TOLERANCE, best, UNEXPLAINED * square[kind, colour], COLOUR_TOLERANCE, best)
+    )
+    if empty:
+        margins[2:] = np.nan
+    return _verdict(error, empty, margins, kinds[kind], colour, place), margins
+
+
+def _logarithms(values: Sequence[float], limits: Sequence[float]) -> np.ndarray:
+    return np.log(np.maximum(values, 1e-6)) - np.log(np.maximum(limits, 1e-6))
+
+
+def _verdict(error: float, empty: bool, margins: np.ndarray, kind: tuple[str, str], colour: int, place: int) -> Cell:
     if error > CELL_TOLERANCE:
         return Cell(None, f"nothing of the world looks like this (difference {error:.2f})")
     if empty:
         return Cell(None)
-    if errors[kind, colour] > UNEXPLAINED * square[kind, colour]:
+    if margins[2] > 0:
         return Cell(None, "a thing is incomplete")
-    inside = cell[alphas[kind] > 0.99]
-    if len(inside) and np.abs(inside.mean(axis=0) - _VALUES[colour]).max() > COLOUR_TOLERANCE:
+    if margins[3] > 0:
         return Cell(None, "a thing has none of the world's colours")
-    shape, size = kinds[kind]
+    shape, size = kind
     return Cell(Thing(place, _NAMES[colour], shape, size))
 
 

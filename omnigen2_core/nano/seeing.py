@@ -18,7 +18,7 @@ from ..vision import preprocess
 from .drawn import Drawn
 from .encoder import PIXELS, WIDTH
 from .faults import Spoiled, cells_of, draw_spoiled, find_faults, render_spoiled
-from .judge import Cell, look_at_cell
+from .judge import MARGINS, Cell, examine_cell, look_at_cell
 from .world import COLOURS, DEFAULT_SIZE, PLACES, SHAPES, SIZES, Scene, cell_box, coverage, draw_scene, render
 
 RECIPE = Recipe(
@@ -26,6 +26,8 @@ RECIPE = Recipe(
 )
 SEEN = {"ground": len(COLOURS) + 1, "colour": len(COLOURS) + 2, "shape": len(SHAPES) + 2, "size": len(SIZES) + 2}
 """Classes of what a visual token shows: the ground's colours or none, a thing's attributes, no thing, or an unclear one."""
+FAR, NEAR = 1.5, 0.1
+"""Margins beyond the first are all the same; errors of margins below the second count by their square."""
 HOLD = 1.0
 """What the mean square error of a tower's tokens against its teacher's, as a share of their mean square, counts in the loss."""
 NEW_CHANNELS = 0.3
@@ -54,6 +56,13 @@ class View:
     def of_drawn(cls, drawn: Drawn) -> "View":
         return cls(drawn.pixels, drawn.ground, drawn.cells)
 
+    def margins(self) -> np.ndarray:
+        """For each visual token of a picture of the default size the judge's `MARGINS` [36, M], NaN where there are none."""
+        if self.ground is None:
+            return np.full((36, len(MARGINS)), np.nan, np.float32)
+        rows = np.stack([examine_cell(self.pixels, place, self.ground)[1] for place in range(len(PLACES))])
+        return rows.reshape(3, 3, -1).repeat(2, 0).repeat(2, 1).reshape(36, -1).astype(np.float32)
+
     def classes(self) -> list[list[int]]:
         """For each visual token of a picture of the default size its class for each name of SEEN, in order."""
         ground = [*COLOURS, None].index(self.ground)
@@ -74,17 +83,24 @@ class Eyes(nn.Module):
     def __init__(self, width: int = WIDTH):
         super().__init__()
         self.seen = nn.ModuleDict({name: nn.Linear(width, count) for name, count in SEEN.items()})
+        self.margins = nn.Linear(width, len(MARGINS))
         self.placed = nn.Linear(width, len(PLACES))
         self.compared = nn.ModuleDict({"cell": nn.Linear(width, 2), "thing": nn.Linear(width, 2)})
 
     def seeing_loss(self, visual: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
-        """Of visual tokens [views * 36, D] of pictures of the default size: the loss, and which are seen right [views * 36]."""
+        """Of visual tokens [views * 36, D] of pictures of the default size: the loss, and which are seen right [views * 36].
+
+        A class says no more than on which side of its limits a cell lies. By how much is what it is to be told from.
+        """
         wanted = torch.tensor([row for view in views for row in view.classes()])
         loss, right = 0.0, torch.ones(len(wanted), dtype=torch.bool)
         for i, head in enumerate(self.seen.values()):
             logits = head(visual)
             loss = loss + F.cross_entropy(logits, wanted[:, i])
             right &= logits.argmax(-1) == wanted[:, i]
+        margins = torch.from_numpy(np.concatenate([view.margins() for view in views])).clamp(-FAR, FAR)
+        if (known := ~margins.isnan()).any():
+            loss = loss + F.smooth_l1_loss(self.margins(visual)[known], margins[known], beta=NEAR)
         return loss, right
 
 
@@ -93,7 +109,7 @@ def fit_heads(eyes: Eyes, model: Qwen2_5_VL, views: Sequence[View], steps: int =
     values, grid = preprocess([Image.fromarray(view.pixels) for view in views], PIXELS)
     with torch.no_grad():
         visual = model.look(values, grid)
-    optimizer = torch.optim.Adam(eyes.seen.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam([*eyes.seen.parameters(), *eyes.margins.parameters()], lr=0.03)
     for _ in range(steps):
         loss, _ = eyes.seeing_loss(visual, views)
         optimizer.zero_grad()
