@@ -91,7 +91,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--device", type=usable_device, default=torch.device("cpu"), help="cpu (default) or cuda, which was never tried"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp32 on a CPU, bf16 on a card")
-    parser.add_argument("--seconds", type=float, default=200.0, help="about how long to measure a case (default %(default)g)")
+    parser.add_argument("--seconds", type=float, default=280.0, help="about how long to measure a case (default %(default)g)")
     parser.add_argument(
         "--steps", type=int, action="append", metavar="N", help="steps of whole runs, given once or more (default: 20 and 50)"
     )
@@ -127,10 +127,10 @@ def _measured(options: argparse.Namespace, host: ModuleType, results: Results) -
     """Measures what was asked for, a part at a time."""
     if BUILT_IN in options.names:
         _say("whole runs of the built-in model")
-        built_in.measure(results, options.seconds)
+        built_in.measure(results, options.seconds / 2)
         _say("whole runs of a model of its size")
         note = "the built-in model's width and depth, drawn weights"
-        steps, seconds = options.steps or (SMALL_STEPS,), options.seconds / len(SMALL)
+        steps, seconds = options.steps or (SMALL_STEPS,), options.seconds / (2 * len(SMALL))
         yield from _whole(_small(), SMALL, steps, seconds, options, host, results, note)
         results.notes.append(
             "ComfyUI's own transformer cannot be given the built-in model: it knows no ffn_dim_multiplier. So it is "

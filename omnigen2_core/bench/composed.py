@@ -56,9 +56,12 @@ class Bench:
         """Time the case's steps and add what follows to `results`."""
         plans = self._plans(case)
         needed = {(side, step) for (side, *_), plan in plans.items() for step in plan}
-        groups, differences = [], {}
-        for keys in _grouped(needed):
-            group, difference = self._time(case, keys)
+        groups, differences, families = [], {}, _grouped(needed)
+        main = 0.7 * self.seconds / sum(map(_has_layers, families))
+        for keys in families:
+            # Nearly all of a run is its main layers.
+            effort = Effort(main) if _has_layers(keys) else Effort(0.05 * self.seconds, least=3)
+            group, difference = self._time(case, keys, effort)
             groups.append(group)
             differences |= difference
         self._report(case, plans, groups, differences, results)
@@ -82,7 +85,7 @@ class Bench:
     def _pattern(self, case: Case, record: list[Work]) -> Plan:
         return work.ours(case, record, self.config)
 
-    def _time(self, case: Case, keys: list[Key]) -> tuple[dict[Key, list[float]], dict[Step, float]]:
+    def _time(self, case: Case, keys: list[Key], effort: Effort) -> tuple[dict[Key, list[float]], dict[Step, float]]:
         """Seconds by path and step of steps that are measured together, and how far pairs that do the same differ."""
         actions = {(side, step): self.makers[side].make(case, step) for side, step in keys}
         differences = {
@@ -90,11 +93,8 @@ class Bench:
             for side, step in keys
             if side == OURS and (NATIVE, step) in actions and step.kind != "ends"
         }
-        main = any(step.kind == "layer" for _, step in keys)
-        if main:
+        if _has_layers(keys):
             actions[RATE, keys[0][1].keys] = self.product.make(self.dtype, self.device)
-        # Nearly all of a run is its main layers.
-        effort = Effort(0.35 * self.seconds) if main else Effort(0.05 * self.seconds, least=3)
         return interleaved(actions, effort, self.device), differences
 
     def _report(self, case: Case, plans, groups, differences, results: Results) -> None:
@@ -173,6 +173,10 @@ class Bench:
         native = share_of((NATIVE, "equal", LONG)) if NATIVE in self.makers else None
         at = floor(medians)
         return Floor(case.title, flops, flops / at, at, share_of((OURS, "exact", LONG)), native)
+
+
+def _has_layers(keys: list[Key]) -> bool:
+    return any(step.kind == "layer" for _, step in keys)
 
 
 def _grouped(keys: set[Key]) -> list[list[Key]]:
