@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Callable, Mapping, Sequence
 
 import numpy as np
@@ -56,6 +57,7 @@ class View:
     def of_drawn(cls, drawn: Drawn) -> "View":
         return cls(drawn.pixels, drawn.ground, drawn.cells)
 
+    @cached_property
     def margins(self) -> np.ndarray:
         """For each visual token of a picture of the default size the judge's `MARGINS` [36, M], NaN where there are none."""
         if self.ground is None:
@@ -98,7 +100,7 @@ class Eyes(nn.Module):
             logits = head(visual)
             loss = loss + F.cross_entropy(logits, wanted[:, i])
             right &= logits.argmax(-1) == wanted[:, i]
-        margins = torch.from_numpy(np.concatenate([view.margins() for view in views])).clamp(-FAR, FAR)
+        margins = torch.from_numpy(np.concatenate([view.margins for view in views])).clamp(-FAR, FAR)
         if (known := ~margins.isnan()).any():
             loss = loss + F.smooth_l1_loss(self.margins(visual)[known], margins[known], beta=NEAR)
         return loss, right
