@@ -218,10 +218,19 @@ def test_the_rates_product_is_counted_as_torch_counts_it():
 def test_a_ratios_interval_is_that_of_its_pairs():
     group = {"slow": [2.0, 2.2, 4.2, 2.1, 2.0], "fast": [1.0, 1.1, 2.0, 1.0, 1.0]}
     found = estimate([group], lambda seconds: seconds["slow"] / seconds["fast"])
-    assert found.value == pytest.approx(2.1) and found.low <= found.value <= found.high
-    assert 1.9 < found.low and found.high < 2.3, "pairs were torn apart"
+    assert found.value == pytest.approx(2.0) and found.low <= found.value <= found.high
+    assert 1.95 < found.low and found.high < 2.15, "pairs were torn apart"
     steady = estimate([{"slow": [2.0] * 5, "fast": [1.0] * 5}], lambda seconds: seconds["slow"] / seconds["fast"])
     assert steady == Estimate.exact(2.0)
+
+
+def test_what_slows_whole_rounds_widens_no_ratio_within_them_but_one_to_others():
+    slow_rounds = {"slow": [2.0, 2.0, 8.0, 3.0, 6.0, 2.2], "fast": [1.0, 1.0, 4.0, 1.5, 3.0, 1.1]}
+    steady = {"other": [1.0] * 6}
+    within = estimate([slow_rounds, steady], lambda seconds: seconds["slow"] / seconds["fast"])
+    assert (within.low, within.high) == pytest.approx((2.0, 2.0))
+    across = estimate([slow_rounds, steady], lambda seconds: seconds["slow"] / seconds["other"])
+    assert across.low < 2.2 and across.high > 3.5
 
 
 @pytest.mark.parametrize(

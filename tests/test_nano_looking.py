@@ -245,3 +245,15 @@ def test_several_processes_see_pictures_of_their_own(patchwork):
     whole = seeing.Sights(drawn, 6).batch(0, random.Random(1))[0].views
     together = [view for pair in zip(*(sight.views for sight in shares)) for view in pair]
     assert all((a.pixels == b.pixels).all() for a, b in zip(whole, together))
+
+
+def test_a_text_model_that_does_not_move_is_asked_for_words_alone(tokenizer, parts):
+    model = small_tower(tokenizer, 96, 256, 4)
+    model.visual.requires_grad_(True)
+    loss = looking.looking_loss(model, seeing.Eyes(), model)
+    for kind, asked in (("reflection", {"seeing", "reflection_loss"}), ("answer", {"seeing", "answer_loss"})):
+        total, figures = loss(parts[kind], torch.Generator())
+        assert asked <= figures.keys() and not [name for name in figures if name.endswith(("compared", "pointed")) or "placed" in name]
+        total.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.visual.parameters())
+    assert all(p.grad is None for p in model.model.parameters())

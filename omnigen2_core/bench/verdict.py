@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Hashable
 
 HOLDS, FAILS, NOISY = "holds", "does not hold", "too noisy to tell"
@@ -31,27 +31,39 @@ class Estimate:
 
 
 def estimate(groups: Sequence[Group], figure: Callable[[Mapping[Hashable, float]], float]) -> Estimate:
-    """What `figure` makes of the medians, with the interval over the rounds.
+    """What `figure` makes of the typical seconds, with the interval over the rounds.
 
-    Percentile bootstrap: rounds are drawn anew with replacement, each group's by itself and all of a group's lists
-    alike, so what was measured as a pair stays one.
+    What slows the machine for a whole round slows all that is measured in it, so each round is first brought to its
+    group's pace; typical is the median of what remains, times the median pace. Percentile bootstrap: rounds are drawn
+    anew with replacement, each group's by itself and all of a group's lists alike, so a pair stays one.
     """
-    draw = random.Random(0)
+    draw, paced = random.Random(0), [_paced(group) for group in groups]
 
-    def medians(rounds: Sequence[Sequence[int] | None]) -> dict[Hashable, float]:
-        return {
-            key: median(seconds if chosen is None else [seconds[i] for i in chosen])
-            for group, chosen in zip(groups, rounds)
-            for key, seconds in group.items()
-        }
+    def typical(rounds: Sequence[Sequence[int]]) -> dict[Hashable, float]:
+        found = {}
+        for (paces, group), chosen in zip(paced, rounds):
+            pace = median(paces[i] for i in chosen)
+            found |= {key: pace * median(seconds[i] for i in chosen) for key, seconds in group.items()}
+        return found
 
-    counts = [len(next(iter(group.values()))) for group in groups]
+    counts = [len(paces) for paces, _ in paced]
     found = sorted(
-        figure(medians([draw.choices(range(count), k=count) for count in counts])) for _ in range(RESAMPLES)
+        figure(typical([draw.choices(range(count), k=count) for count in counts])) for _ in range(RESAMPLES)
     )
     outside = int((1 - CONFIDENCE) / 2 * RESAMPLES)
-    value = figure(medians([None] * len(groups)))
+    value = figure(typical([range(count) for count in counts]))
     return Estimate(value, min(value, found[outside]), max(value, found[-1 - outside]))
+
+
+def _paced(group: Group) -> tuple[list[float], dict[Hashable, list[float]]]:
+    """How slow each round was (the geometric mean over what was measured in it, against its median), and the seconds of
+    all rounds at one pace."""
+    typical = {key: median(seconds) for key, seconds in group.items()}
+    paces = [
+        geometric_mean(seconds[i] / typical[key] for key, seconds in group.items())
+        for i in range(len(next(iter(group.values()))))
+    ]
+    return paces, {key: [value / pace for value, pace in zip(seconds, paces)] for key, seconds in group.items()}
 
 
 @dataclass(frozen=True)

@@ -280,7 +280,11 @@ def is_usual(views: Sequence[View]) -> bool:
 
 
 def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
-    """Next-token loss on what the model should write, what its eyes and middle layers should know, and the hold."""
+    """Next-token loss on what the model should write, what its eyes and middle layers should know, and the hold.
+
+    What middle layers should know is not asked of a text model that does not move.
+    """
+    moves = any(parameter.requires_grad for parameter in model.model.parameters())
     states: dict[int, Tensor] = {}
     for after in (PLACED_AFTER, COMPARED_AFTER):
         model.model.layers[after - 1].register_forward_hook(
@@ -355,15 +359,16 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             if any(default):
                 sight, _ = eyes.seeing_loss(seen[chosen], [v for v, d in zip(part.views, default) if d])
                 total, figures["seeing"] = total + 0.3 * sight, sight.item()
+            if any(default) and moves:
                 places = eyes.placed(states[PLACED_AFTER][part.ids == model.config.image_token_id][chosen])
                 wanted = cells.repeat(sum(default))
                 total = total + 0.3 * F.cross_entropy(places, wanted)
                 figures["placed_right"] = (places.argmax(-1) == wanted).float().mean().item()
-        if (part.compared >= 0).any():
+        if moves and (part.compared >= 0).any():
             compared, right = compared_loss(part)
             total = total + compared
             figures[f"{part.kind}_compared"] = right
-        if (part.pointed >= 0).any():
+        if moves and (part.pointed >= 0).any():
             pointing, share = pointing_loss(part, looks[0])
             total = total + POINTING * pointing
             figures[f"{part.kind}_pointed"] = share
