@@ -6,7 +6,6 @@ LoRA loading, offloading and model patches treat it as what it is; the transform
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Callable, Mapping
 
@@ -19,7 +18,7 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...omnigen2_core.checkpoints import UNUSED_SCALES, WEIGHT_SCALES, dequantise, pack_int8
+from ...omnigen2_core.checkpoints import FP8_FORMAT, UNUSED_SCALES, WEIGHT_SCALES, dequantise, pack_int8, quantisation_note
 from ...omnigen2_core.errors import CheckpointError
 from ...omnigen2_core.profile import PUBLISHED, ModelProfile
 from ...omnigen2_core.quantised import holds_packed, unpack_elsewhere
@@ -50,9 +49,6 @@ FP16_MEMORY_FACTOR = 3.5
 LARGE_BYTES = 1 << 30
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = torch.finfo(FP8).max
-# Products of two fp8 matrices need rows of a multiple of 16, and 2520, which every matrix of the published transformer but the
-# modulation's has on one side, is none: ComfyUI would round what comes in to fp8 and, finding no product, compute in full.
-FP8_FORMAT = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
 
 
 class OmniGen2ModelConfig(comfy.supported_models.Omnigen2):
@@ -238,7 +234,6 @@ def with_fp8_scales(state_dict: Mapping[str, torch.Tensor], *, quantise: bool, s
 
     Raises CheckpointError for scaled weights that are not fp8, or whose scales are for blocks.
     """
-    settings = json.dumps(FP8_FORMAT).encode()
     out: dict[str, torch.Tensor] = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.rpartition(".")
@@ -264,7 +259,7 @@ def with_fp8_scales(state_dict: Mapping[str, torch.Tensor], *, quantise: bool, s
             continue
         out[name] = tensor
         out[f"{layer}.weight_scale"] = scale
-        out[f"{layer}.comfy_quant"] = torch.tensor(list(settings), dtype=torch.uint8)
+        out[f"{layer}.comfy_quant"] = quantisation_note(FP8_FORMAT)
     return out
 
 

@@ -6,7 +6,7 @@ from .identify import CONFIG_KEY, PROFILE_KEY, FileInfo, FileKind, identify
 from .keymaps import is_diffusers_vae, vae_to_bfl, vae_to_diffusers
 from .lora import LoRA, LoRAWeights, linear_shapes, load_lora, merge_lora, normalise_lora, to_host_names
 from .refusals import require, require_vision
-from .scaled import FP8_FORMAT, INT8_FORMAT, UNUSED_SCALES, WEIGHT_SCALES, as_stored, dequantise, pack_int8
+from .scaled import FP8_FORMAT, INT8_FORMAT, UNUSED_SCALES, WEIGHT_SCALES, as_stored, dequantise, pack_int8, quantisation_note
 from .single_file import SingleFile, config_of
 from .tensors import as_parameters, load_weights, read_tensors
 
@@ -39,6 +39,7 @@ __all__ = [
     "merge_lora",
     "normalise_lora",
     "pack_int8",
+    "quantisation_note",
     "read_tensors",
     "require",
     "require_vision",

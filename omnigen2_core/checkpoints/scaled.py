@@ -27,6 +27,16 @@ _READABLE = (FP8_FORMAT, "float8_e5m2", INT8_FORMAT)
 _FORMATS = {torch.float8_e4m3fn: FP8, torch.float8_e5m2: FP8, torch.int8: INT8}
 
 
+def quantisation_note(format: str) -> Tensor:
+    """The bytes of `comfy_quant` for a matrix in `format`, whose products are to be computed in full.
+
+    Products of two fp8 matrices need rows of a multiple of 16, and 2520, which every matrix of the published transformer
+    but the modulation's has on one side, is none: ComfyUI would round what comes in to fp8 and, finding no product, compute
+    in full.
+    """
+    return torch.tensor(list(json.dumps({"format": format, "full_precision_matrix_mult": True}).encode()), dtype=torch.uint8)
+
+
 def as_stored(state: Mapping[str, Tensor], dtype: torch.dtype, source: str = "this file") -> dict[str, Tensor]:
     """`state` with fp8 and int8 matrices as `PackedTensor`s, their scales inside, and every other weight in `dtype`.
 

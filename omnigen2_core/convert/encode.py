@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..checkpoints import FP8_FORMAT, INT8_FORMAT
+from ..checkpoints import FP8_FORMAT, INT8_FORMAT, quantisation_note
 from ..quantised.tensor import size_of
 from .mix import Choice
 from .source import Source
@@ -106,7 +105,7 @@ def _int8(source: Source, name: str) -> list[Stored]:
 def _beside(name: str, format: str, shape: tuple[int, ...], scales: Callable[[], Iterator[Tensor]]) -> list[Stored]:
     """A matrix's scale and note, which follow it in the file: the scale is known when the matrix is written."""
     layer = name.removesuffix(".weight")
-    note = torch.tensor(list(json.dumps({"format": format, "full_precision_matrix_mult": True}).encode()), dtype=torch.uint8)
+    note = quantisation_note(format)
     return [
         Stored(f"{layer}.weight_scale", "F32", shape, 4 * torch.Size(shape).numel(), scales),
         Stored(f"{layer}.comfy_quant", "U8", tuple(note.shape), note.nbytes, lambda: iter([note])),

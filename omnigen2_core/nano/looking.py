@@ -31,7 +31,7 @@ from .encoder import PIXELS, pad
 from .faults import Spoiled, corrections, draw_spoiled, reflection
 from .judge import Cell
 from .questions import KINDS, ask_about
-from .seeing import Eyes, Sight, View, Views, faults_of, seeing_loss
+from .seeing import Eyes, Sight, Sights, View, Views, faults_of, seeing_loss
 from .world import DEFAULT_SIZE, PICTURE_SIZES, Scene, draw_scene
 
 RECIPE = Recipe(
@@ -123,12 +123,13 @@ class Examples:
     def __init__(self, tokenizer, drawn: Sequence[Drawn], mix: Mix = Mix(), rank: int = 0, workers: int = 1):
         self.tokenizer, self.views, self.mix = tokenizer, Views(drawn), mix
         self.mine = slice(rank, None, workers)
+        self.sights = Sights(drawn, mix.sights, rank, workers)
         self.end = [t.special_id(tokenizer, "<|im_end|>")]
         self.announce = [t.special_id(tokenizer, ANNOUNCEMENT)]
         self.image = t.special_id(tokenizer, "<|image_pad|>")
         self.after = len(self._encode(ASSISTANT_OPENING))
 
-    def batch(self, step: int, rng: random.Random) -> list[Part]:
+    def batch(self, step: int, rng: random.Random) -> list[Part | Sight]:
         mix, again = self.mix, rng.random() < 0.15
         asked = [self._asked(rng) for _ in range(mix.questions)] + [self._told(rng) for _ in range(mix.told)]
         held = [self._prompt(rng)[0] for _ in range(mix.held)]
@@ -144,15 +145,7 @@ class Examples:
             "reflection": ([self._reflection(rng, again) for _ in range(mix.reflections)], ()),
             "verdict": ([self._verdict(rng) for _ in range(mix.verdicts)], ()),
         }
-        return [self._finish(kind, *part) for kind, part in parts.items() if part[0]] + [self._sights(rng)]
-
-    def _sights(self, rng: random.Random) -> Part:
-        """Pictures for the vision tower alone. They are many, so each process draws only its own, by a chance of its own."""
-        seeds = [rng.random() for _ in range(self.mix.sights)]
-        rows = [Row() for _ in seeds]
-        for row, seed in zip(rows[self.mine], seeds[self.mine]):
-            row.views.append(self.views.sight(random.Random(seed)))
-        return self._finish("sight", rows)
+        return [self._finish(kind, *part) for kind, part in parts.items() if part[0]] + self.sights.batch(step, rng)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -334,9 +327,9 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             losses.append((mine - wanted).square().mean() / wanted.square().mean())
         return torch.stack(losses).mean()
 
-    def loss(part: Part, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        if part.kind == "sight":
-            seen, figures = seeing(Sight(part.views, part.share), generator)
+    def loss(part: Part | Sight, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        if isinstance(part, Sight):
+            seen, figures = seeing(part, generator)
             return seen, {"sight_" + name: value for name, value in figures.items()}
         figures: dict[str, float] = {}
         pixels = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Mapping, Sequence
+from typing import Callable, ClassVar, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ FAR, NEAR = 1.5, 0.1
 """Margins beyond the first are all the same; errors of margins below the second count by their square."""
 HOLD = 1.0
 """What the mean square error of a tower's tokens against its teacher's, as a share of their mean square, counts in the loss."""
+READING = ("qkv", "gate_proj", "up_proj", "merger.mlp.0")
+"""Matrices of a layer that read its input; the others write."""
 NEW_CHANNELS = 0.3
 """Size of a wider tower's new filters, of that of those it has."""
 
@@ -137,7 +139,9 @@ class Patchwork:
     learnt at the edge between them.
     """
 
-    BUSY, CROWDED = 0.4, 0.9
+    BUSY = 0.9
+    """Share of cells that are chosen among those that are not empty: an empty cell teaches next to nothing, and takes as long
+    to look at as one at the edge between right and wrong."""
     EXAGGERATED = 0.35
     """Share of cells with a thing whose faults are changed."""
     FACTORS = (0.4, 2.0)
@@ -159,10 +163,10 @@ class Patchwork:
             for ground, pictures in self.grounds.items()
         }
 
-    def view(self, rng: random.Random, busy: float = BUSY) -> View:
-        """A picture and what the judge sees in it. busy: the share of cells that are chosen among those that are not empty."""
+    def view(self, rng: random.Random) -> View:
+        """A picture and what the judge sees in it."""
         ground = rng.choice(list(self.grounds))
-        sources = [self.busy[ground][p] if rng.random() < busy else self.grounds[ground] for p in self.places]
+        sources = [self.busy[ground][p] if rng.random() < self.BUSY else self.grounds[ground] for p in self.places]
         return self._compose(rng, ground, [rng.choice(source) for source in sources])
 
     def judged(self, rng: random.Random, count: int) -> tuple[Scene, View]:
@@ -224,19 +228,12 @@ class Views:
         wanted = draw_scene(rng, things)
         return wanted, View.of_spoiled(draw_spoiled(rng, wanted))
 
-    def sight(self, rng: random.Random) -> View:
-        """A picture for the vision tower alone."""
-        return self.patchwork.view(rng) if self.patchwork else View.of_spoiled(draw_spoiled(rng, draw_scene(rng, 4)))
-
 
 class Sights:
-    """Pictures alone, for the vision tower. Each of several processes draws its own, by a chance of its own.
-
-    Most are crowded: an empty cell teaches next to nothing, and takes as long to look at as one at the edge between right
-    and wrong.
-    """
+    """Pictures alone, for the vision tower. They are many, so each process draws only its own, by a chance of its own."""
 
     CROWDED = 0.6
+    """Share of patchworks with a thing in nearly every cell."""
 
     def __init__(self, drawn: Sequence[Drawn], batch: int = 64, rank: int = 0, workers: int = 1):
         self.views, self.seeds, self.mine = Views(drawn), batch, slice(rank, None, workers)
@@ -249,7 +246,7 @@ class Sights:
 
     def _view(self, rng: random.Random) -> View:
         if self.views.patchwork and rng.random() < self.CROWDED:
-            return self.views.patchwork.view(rng, Patchwork.CROWDED)
+            return self.views.patchwork.view(rng)
         return self.views.judged(rng, rng.randint(1, 6))[1]
 
 
@@ -259,6 +256,7 @@ class Sight:
 
     views: Sequence[View]
     share: float = 1.0
+    kind: ClassVar[str] = "sight"
 
 
 def seeing_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL | None = None):
@@ -315,7 +313,7 @@ def widened(weights: Mapping[str, Tensor], tower: Mapping[str, Tensor], seed: in
             new.normal_(0, NEW_CHANNELS * old.std().item(), generator=generator)
             new[rows] = old
         else:
-            if not name.endswith(("proj.weight", "mlp.2.weight")) or "gate" in name or "up_proj" in name:
+            if any(part in name for part in READING):
                 new.normal_(0, shape[1] ** -0.5, generator=generator)
             columns = _blocks(old.shape[1], shape[1], 4 if "merger.mlp.0" in name else 1)
             new[rows] = 0

@@ -10,7 +10,7 @@ does all of these:
     python -m omnigen2_core.nano.train transformer --runs runs --workers 2 --compile
     python -m omnigen2_core.nano.train export --runs runs --out OmniGen2-nano
     python -m omnigen2_core.nano.train draw --runs runs --out OmniGen2-nano
-    python -m omnigen2_core.nano.train see --runs runs
+    python -m omnigen2_core.nano.train see --runs runs --workers 2
     python -m omnigen2_core.nano.train look --runs runs --workers 2
     python -m omnigen2_core.nano.train reflect --runs runs --workers 2 --compile
     python -m omnigen2_core.nano.train export --runs runs --out OmniGen2-nano
@@ -181,9 +181,10 @@ def train_look(
     """
     model, eyes = _build_encoder(runs, start, looks=False), _load_eyes(runs)
     teacher = _teacher(held) if held else _build_encoder(runs, start, looks=False).requires_grad_(False)
-    moved = model.requires_grad_(not eyes_only).visual if eyes_only else model
-    prefix = "mllm." + (VISUAL if eyes_only else "")
-    parameters = {prefix + name: p for name, p in moved.named_parameters()}
+    if eyes_only:
+        model.requires_grad_(False)
+    moves = "mllm." + (VISUAL if eyes_only else "")
+    parameters = {f"mllm.{name}": p for name, p in model.named_parameters() if f"mllm.{name}".startswith(moves)}
     parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
     mix = looking.SEEING_MIX if eyes_only else looking.Mix()
     examples = looking.Examples(build_tokenizer(), load_own(runs / "drawn"), mix, rank=workers.rank, workers=workers.count)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import Graph, Refused
 from PIL import Image
+from needed import missing
 from small_models import install_folder, write_encoder
 from talk import ANSWER, DRAW, NOTES, SAMPLER, SETTINGS, Talk, conversation, events, files, opened, refusal, turn
 from transformers import DynamicCache
@@ -284,7 +285,7 @@ def test_a_link_that_leads_out_of_the_output_folder_is_not_followed(server, fold
     try:
         link.symlink_to(tmp_path / "secret.png")
     except OSError:
-        pytest.skip("this system makes no links")
+        missing("this system makes no links")
     told = Conversation((Turn(Role.USER, "hi", ("link.png",)), Turn(Role.ASSISTANT, "hello")))
     talk = Talk(folder)
     node = talk.say("What is it?", "x", history=told.to_json())
