@@ -121,3 +121,14 @@ def test_margins_change_sign_where_the_verdict_turns():
             assert (cell.doubt == "a thing is incomplete") == (off <= 0 and unexplained > 0)
             assert (cell.doubt == "a thing has none of the world's colours") == (off <= 0 and unexplained <= 0 < colour)
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("off, accepted", [(0.06, True), (0.11, True), (0.13, False), (0.2, False)])
+def test_a_margin_is_the_logarithm_of_how_far_a_limit_is_reached(off, accepted):
+    thing = Thing(4, "yellow", "square", "large")
+    picture = render(Scene("black", (thing,))).astype(np.float32) / 255
+    inside = picture.sum(-1) > 0.5
+    picture[inside, 0] -= off
+    cell, margins = examine_cell(np.round(picture.clip(0, 1) * 255).astype(np.uint8), 4, "black")
+    assert (cell == Cell(thing)) == accepted and (cell.doubt == "a thing has none of the world's colours") != accepted
+    assert margins[3] == pytest.approx(np.log(off / 0.12), abs=0.05)
