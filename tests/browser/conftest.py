@@ -5,7 +5,9 @@ import pytest
 
 import browser_harness
 import harness
+from chat_nodes import add_chats
 from needed import missing, need_comfyui
+from small_models import install_folder
 
 
 def pytest_collection_modifyitems(items):
@@ -67,3 +69,15 @@ def open_canvas(browser, server):
     yield open_one
     for canvas in opened:
         canvas.close()
+
+
+@pytest.fixture
+def folder(server, golden):
+    """A published folder with the model for tests, by its name on the server."""
+    return install_folder(server.models, golden)
+
+
+@pytest.fixture
+def chats(folder, canvas):
+    """chats(*written) -> chat nodes whose models write these texts."""
+    return lambda *written: add_chats(canvas, folder, *written)

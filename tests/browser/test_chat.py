@@ -4,165 +4,12 @@ from __future__ import annotations
 
 import json
 
-import harness
 import pytest
-from browser_harness import PATIENCE, Canvas
-from needed import need_comfyui
+from chat_nodes import DRAW, EMPTY, Chat, undo
 from PIL import Image
-from playwright.sync_api import expect
-from small_models import install_folder
 
 # What would be a picture, a link, bold or a script on a page that reads it as HTML or as Markdown.
 HOSTILE = '<img src="x" onerror="window.broken = true"> ![a](http://x.y/z.png) [b](http://x.y) **fox** <b>&amp;</b>'
-DRAW = "<|img|>"
-GONE = "This picture is gone:"
-EMPTY = "Write a message below. Your conversation appears here."
-
-MAKE = """([folder, written]) => {
-    const add = (type, x, y) => {
-        const node = LiteGraph.createNode(type);
-        node.pos = [x, y];
-        app.graph.add(node);
-        return node;
-    };
-    const set = (node, values) => Object.entries(values).forEach(([name, value]) => node.widgets.find(w => w.name === name).value = value);
-    const loader = add('OmniGen2LoadFolder', 50, 100);
-    set(loader, {folder, dtype: 'fp32'});
-    return written.map((text, i) => {
-        const writer = add('TestWrites', 50, 350 + 200 * i), chat = add('OmniGen2Chat', 400 + 480 * i, 80);
-        set(writer, {text});
-        set(chat, {steps: 1, width: 64, height: 48, control_after_generate: 'fixed'});
-        loader.connect(0, chat, 0);
-        loader.connect(1, writer, 0);
-        writer.connect(0, chat, 1);
-        loader.connect(2, chat, 2);
-        return [chat.id, writer.id];
-    });
-}"""
-SET = "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }"
-GET = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
-FOLLOW = """() => {
-    window.chatEnd = window.chatRun = null;
-    app.api.addEventListener('execution_start', ({detail}) => { window.chatRun = detail.prompt_id }, {once: true});
-    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
-        app.api.addEventListener(kind, () => { window.chatEnd ??= kind }, {once: true});
-}"""
-ADDED = """(id) => {
-    const [log, field] = ['history', 'message'].map(name => app.graph.getNodeById(id).widgets.find(w => w.name === name));
-    return !log.element.querySelector('[aria-busy]') && (window.chatEnd !== 'execution_success' || field.value === '');
-}"""
-
-
-class Chat:
-    """One chat node on a canvas and what a user does with it. `node` is its id, `writer` that of what writes for it."""
-
-    def __init__(self, canvas, node: int, writer: int | None = None):
-        self.canvas, self.node, self.writer = canvas, node, writer
-
-    def part(self, selector: str):
-        """An element of this node's own, wherever the canvas has put it."""
-        self.canvas.evaluate(
-            """(id) => {
-                for (const marked of document.querySelectorAll(`[data-test-chat="${id}"]`)) delete marked.dataset.testChat;
-                const chat = app.graph.getNodeById(id).widgets.filter(w => ['history', 'message'].includes(w.name));
-                for (const widget of chat) widget.element.dataset.testChat = id;
-            }""",
-            self.node,
-        )
-        # Nodes 2.0 puts them on the page some time after the node is made.
-        self.canvas.page.wait_for_function(
-            "(id) => document.querySelectorAll(`[data-test-chat=\"${id}\"]`).length === 2", arg=self.node
-        )
-        return self.canvas.page.locator(f'[data-test-chat="{self.node}"]').locator(selector)
-
-    @property
-    def log(self):
-        return self.part('[role="log"]')
-
-    @property
-    def field(self):
-        return self.part("textarea")
-
-    @property
-    def status(self):
-        return self.part('[role="status"]')
-
-    @property
-    def pictures(self):
-        return self.log.get_by_role("img")
-
-    def sees(self, *pictures: int) -> None:
-        """Wait until there are pictures of these widths, and no others."""
-        expect(self.pictures).to_have_count(len(pictures), timeout=PATIENCE)
-        for index, width in enumerate(pictures):
-            expect(self.pictures.nth(index)).to_have_js_property("naturalWidth", width, timeout=PATIENCE)
-
-    def get(self, name: str):
-        return self.canvas.evaluate(GET, [self.node, name])
-
-    def set(self, name: str, value) -> None:
-        self.canvas.evaluate(SET, [self.node, name, value])
-
-    def writes(self, text: str, seconds: float = 0.0) -> None:
-        self.canvas.evaluate(SET, [self.writer, "text", text])
-        self.canvas.evaluate(SET, [self.writer, "seconds", seconds])
-
-    def send(self, message: str) -> str:
-        """Type a message and press Enter; how the run ended."""
-        self.begin(message)
-        return self.end()
-
-    def begin(self, message: str) -> None:
-        self.canvas.evaluate(FOLLOW)
-        self.field.fill(message)
-        self.field.press("Enter")
-
-    def end(self) -> str:
-        """How the run ended, once what came of it is shown."""
-        ended = self.canvas.page.wait_for_function("window.chatEnd").json_value()
-        self.canvas.page.wait_for_function(ADDED, arg=self.node)
-        return ended
-
-    @property
-    def run(self) -> str:
-        """The id of the run that was begun last."""
-        return self.canvas.page.wait_for_function("window.chatRun").json_value()
-
-    @property
-    def turns(self) -> list[tuple[str, str]]:
-        """Speaker and text of what is shown."""
-        return [tuple((box.inner_text() + "\n").split("\n", 1)) for box in self.log.locator("> div").all()]
-
-    @property
-    def texts(self) -> list[str]:
-        return [text.strip("\n") for _, text in self.turns]
-
-    @property
-    def saved(self) -> list[tuple[str, str, int]]:
-        """Role, text and number of pictures of every turn in the node's value."""
-        value = self.get("history")
-        turns = json.loads(value)["turns"] if value else []
-        return [(turn["role"], turn["text"], len(turn["images"])) for turn in turns]
-
-
-@pytest.fixture
-def folder(server, golden):
-    return install_folder(server.models, golden)
-
-
-@pytest.fixture
-def chats(folder, canvas):
-    """chats(*written) -> chat nodes whose models write these texts."""
-
-    def make(*written: str) -> list[Chat]:
-        return [Chat(canvas, *ids) for ids in canvas.evaluate(MAKE, [folder, written])]
-
-    return make
-
-
-def undo(canvas, way: str = "undo") -> None:
-    canvas.evaluate(f"async () => await app.extensionManager.workflow.activeWorkflow.changeTracker.{way}()")
-    canvas.page.wait_for_timeout(500)
 
 
 def test_a_message_is_sent_with_enter_and_the_answer_is_shown_as_characters(chats, canvas):
@@ -342,77 +189,6 @@ def test_a_long_conversation_drops_its_oldest_pictures_first_and_the_node_says_s
     assert canvas.errors == []
 
 
-def test_a_chat_goes_on_on_the_same_page_after_the_server_was_restarted(browser, golden, tmp_path):
-    need_comfyui()
-    with harness.Server(tmp_path) as server:
-        folder = install_folder(server.models, golden)
-        canvas = Canvas(browser, server)
-        canvas.reset()
-        [chat] = [Chat(canvas, *ids) for ids in canvas.evaluate(MAKE, [folder, [DRAW]])]
-        with canvas.no_pictures():
-            assert chat.send("Draw a fox.") == "execution_success"
-            expect(chat.log.get_by_text(GONE)).to_have_count(1, timeout=PATIENCE)
-        with canvas.connecting():
-            server.restart()
-        chat.sees(64)
-        chat.writes("It is red.")
-        assert chat.send("Which colour?") == "execution_success"
-        assert chat.texts[-2:] == ["Which colour?", "It is red."] and len(chat.turns) == 4
-        chat.sees(64)
-        canvas.close()
-
-
-def test_a_picture_that_could_not_be_had_is_asked_for_whenever_the_page_is_connected_again(chats, canvas):
-    [chat] = chats(DRAW)
-    files = {name: canvas.server.output / "omnigen2_chat" / f"{name}.png" for name in ("first", "second", "third")}
-    files["first"].parent.mkdir(exist_ok=True)
-    files["second"].unlink(missing_ok=True)
-    for width, name in ((32, "first"), (64, "third")):
-        Image.new("RGB", (width, 32), "red").save(files[name])
-    turn = {"role": "assistant", "text": "Three.", "images": [f"omnigen2_chat/{name}.png" for name in files]}
-    with canvas.no_pictures():
-        chat.set("history", json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": [turn]}))
-        expect(chat.log.get_by_text(GONE)).to_have_count(3, timeout=PATIENCE)
-    with canvas.disconnected():
-        pass
-    chat.sees(32, 64)
-    in_order = "(turn) => [...turn.children].slice(2).map(part => part.firstChild.alt ?? part.textContent)"
-    first, second, third = (f"omnigen2_chat/{name}.png" for name in files)
-    assert chat.log.locator("> div").evaluate(in_order) == [f"Picture {first}", f"{GONE} {second}", f"Picture {third}"]
-    Image.new("RGB", (48, 32), "red").save(files["second"])
-    with canvas.disconnected():
-        pass
-    chat.sees(32, 48, 64)
-    assert chat.log.get_by_text(GONE).count() == 0
-
-
-def test_an_answer_that_came_while_the_page_was_not_connected_is_added_when_it_is_again(chats, canvas):
-    [chat] = chats("A fox.")
-    with canvas.disconnected(at="omnigen2.chat"):
-        chat.begin("What is it?")
-        canvas.server.wait(chat.run)
-        expect(chat.log).to_have_attribute("aria-busy", "true", timeout=PATIENCE)
-        assert chat.texts == ["What is it?", ""] and chat.saved == []
-    canvas.page.wait_for_function(ADDED, arg=chat.node)
-    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == ""
-    assert chat.status.inner_text() == ""
-    chat.writes("Yes.")
-    chat.send("Sure?")
-    undo(canvas)
-    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == "Sure?"
-    assert canvas.errors == []
-
-
-def test_a_turn_that_ended_with_the_server_is_shown_no_longer_when_there_is_one_again(chats, canvas):
-    [chat] = chats("A fox.")
-    with canvas.disconnected(at="omnigen2.chat"):
-        chat.begin("What is it?")
-        canvas.server.forget(chat.run)
-    expect(chat.status).to_contain_text("as it was", timeout=PATIENCE)
-    assert chat.log.inner_text() == EMPTY and chat.field.input_value() == "What is it?"
-    assert canvas.errors == []
-
-
 @pytest.mark.parametrize(
     ("history", "shown"),
     [
@@ -438,7 +214,7 @@ def test_everything_has_a_name_and_is_reached_with_the_keyboard(chats, canvas):
     chat.field.fill("What is it?")
     chat.field.press("Tab")
     assert canvas.evaluate("document.activeElement.textContent") == "Send"
-    canvas.evaluate(FOLLOW)
+    chat.follow()
     canvas.page.keyboard.press("Enter")
     assert chat.end() == "execution_success"
     assert chat.texts == ["What is it?", "A fox."]

@@ -7,7 +7,6 @@ import pytest
 from playwright.sync_api import expect
 
 from browser_harness import PATIENCE
-from small_models import install_folder
 
 # What would be a picture or a script on a page that reads it as HTML.
 HOSTILE = '<img src="x" onerror="window.broken = true"><b>red</b><script>window.broken = true</script> &amp; 여우'
@@ -56,11 +55,6 @@ STATE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captur
 def loop(folder, canvas):
     """A reflection loop on the canvas whose encoder says that the first picture is wrong and the second right."""
     return make(canvas, folder)
-
-
-@pytest.fixture
-def folder(server, golden):
-    return install_folder(server.models, golden)
 
 
 def make(canvas, folder: str, script=TWO_ROUNDS, kind: str = "OmniGen2ReflectionLoop") -> int:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import pytest
 
-from small_models import install_folder
 
 # What would be a picture, a link or bold on a page that reads it as HTML or as Markdown.
 HOSTILE = '<img src="x" onerror="window.broken = true"> ![a](http://x.y/z.png) [b](http://x.y) **fox** <b>&amp;</b>'
@@ -24,11 +23,6 @@ MAKE = """([folder, text]) => {
     return enhance.id;
 }"""
 EDITED = "(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'edited').value"
-
-
-@pytest.fixture
-def folder(server, golden):
-    return install_folder(server.models, golden)
 
 
 def edit_button(canvas, name="Edit the rewritten prompt"):

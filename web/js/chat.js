@@ -6,70 +6,14 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { allNodes, findNode } from "./notes.js";
 import { whenEnded, whenExecuted } from "./runs.js";
+import { CHAT, inLocale } from "./words.js";
 
 const NODE = "OmniGen2Chat";
 const FORMAT = "omnigen2-conversation";
 const LOG_HEIGHT = 260;
 const FIELD_HEIGHT = 96;
 
-const WORDS = {
-  en: {
-    log: "Conversation",
-    user: "You",
-    assistant: "OmniGen2",
-    empty: "Write a message below. Your conversation appears here.",
-    message: "Message",
-    hint: "Message: Enter sends, Shift+Enter begins a new line",
-    send: "Send",
-    anew: "New conversation",
-    picture: "Picture",
-    gone: "This picture is gone:",
-    dropped: "Earlier pictures that are no longer kept:",
-    drawing: "Drawing …",
-    writing: "Writing …",
-    stopped: "The run ended before there was an answer. The conversation is as it was.",
-    changed: "An answer came for a conversation that has changed since; it was not added.",
-    unreadable: "What is saved here is no conversation that can be shown:",
-  },
-  ko: {
-    log: "대화",
-    user: "나",
-    assistant: "OmniGen2",
-    empty: "아래에 메시지를 쓰세요. 대화가 여기에 나타납니다.",
-    message: "메시지",
-    hint: "메시지: Enter는 보내기, Shift+Enter는 줄 바꿈",
-    send: "보내기",
-    anew: "새 대화",
-    picture: "그림",
-    gone: "이 그림은 없어졌습니다:",
-    dropped: "더는 보관하지 않는 이전 그림 수:",
-    drawing: "그리는 중 …",
-    writing: "쓰는 중 …",
-    stopped: "답이 나오기 전에 실행이 끝났습니다. 대화는 그대로입니다.",
-    changed: "그사이 바뀐 대화에 대한 답이 와서 더하지 않았습니다.",
-    unreadable: "여기 저장된 것은 보여 줄 수 있는 대화가 아닙니다:",
-  },
-  zh: {
-    log: "对话",
-    user: "我",
-    assistant: "OmniGen2",
-    empty: "在下面写消息，对话会显示在这里。",
-    message: "消息",
-    hint: "消息：Enter 发送，Shift+Enter 换行",
-    send: "发送",
-    anew: "新对话",
-    picture: "图片",
-    gone: "这张图片已不存在：",
-    dropped: "不再保留的较早图片数：",
-    drawing: "正在绘制……",
-    writing: "正在书写……",
-    stopped: "运行在得到回答之前结束。对话保持原样。",
-    changed: "收到的回答属于已经改变的对话，没有加入。",
-    unreadable: "这里保存的不是可以显示的对话：",
-  },
-};
-
-const words = () => WORDS[app.extensionManager.setting.get("Comfy.Locale")] ?? WORDS.en;
+const words = () => inLocale(CHAT);
 
 const chats = new WeakMap();
 

@@ -3,16 +3,11 @@
 import { app } from "../../../scripts/app.js";
 import { findNode } from "./notes.js";
 import { whenExecuted } from "./runs.js";
+import { EDIT_PROMPT, inLocale } from "./words.js";
 
 const NODE = "OmniGen2EnhancePrompt";
 const WIDGET = "omnigen2_edit_prompt";
 const HEIGHT = 32;
-
-const LABELS = {
-  en: "Edit the rewritten prompt",
-  ko: "다시 쓴 프롬프트 편집",
-  zh: "编辑改写后的提示词",
-};
 
 const STYLE =
   "width: 100%; height: 100%; font: 13px sans-serif; border: 1px solid var(--border-color, #555); border-radius: 4px; " +
@@ -26,7 +21,7 @@ function addButton(node) {
   const edited = node.widgets.find((widget) => widget.name === "edited");
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = LABELS[app.extensionManager.setting.get("Comfy.Locale")] ?? LABELS.en;
+  button.textContent = inLocale(EDIT_PROMPT);
   button.style.cssText = STYLE;
   button.dataset.omnigen2EditPrompt = "";
   button.addEventListener("click", () => {

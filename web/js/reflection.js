@@ -7,6 +7,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { allNodes, findNode } from "./notes.js";
 import { whenEnded, whenExecuted } from "./runs.js";
+import { CUT_OFF, ROUNDS, inLocale } from "./words.js";
 
 // What the nodes call their entries. A round has the number that pick and the transcript know it by.
 const KINDS = {
@@ -17,133 +18,8 @@ const WIDGET = "omnigen2_rounds";
 const PROPERTY = "omnigen2_rounds";
 const EVENT = "omnigen2.rounds";
 const NO_PICK = -1;
-const CUT_OFF = "stopped before the end";
 const EMPTY_HEIGHT = 44;
 const FULL_HEIGHT = 330;
-
-const WORDS = {
-  en: {
-    rounds: "Rounds",
-    details: "What was said of the round",
-    empty: "Rounds appear here as they are drawn.",
-    round: "Round #",
-    picture: "Picture #",
-    pictures: "Pictures",
-    pictureDetails: "What was said of the picture",
-    noPictures: "Pictures appear here as they are drawn.",
-    best: "best",
-    picked: "picked",
-    seed: "seed",
-    score: "Score",
-    noScore: "no score",
-    problem: "Problem",
-    correction: "Correction",
-    answer: "Answer of the model",
-    nothing: "(nothing)",
-    prompt: "Prompt",
-    noAnswer: "no answer",
-    pick: "Go on from this round",
-    unpick: "Picked: the next run goes on from here. Press to draw anew instead",
-    drawn: "drawn",
-    edited: "edited",
-    "drawn again": "drawn again",
-    given: "given",
-    satisfied: "satisfied",
-    "not satisfied": "not satisfied",
-    "no opinion": "no opinion",
-    draw: "drawing",
-    reflect: "looking at the picture",
-    verify: "judging",
-    "the picture is right": "Ended: the picture is right.",
-    "all rounds were used": "Ended: all rounds were used.",
-    "the last round did not help": "Ended: the last round did not help.",
-    "there was no usable reflection": "Ended: there was no usable reflection.",
-    "the fault that was found is none by the verifier's questions":
-      "Ended: the fault that was found is none by the judge's questions.",
-    [CUT_OFF]: "Stopped before the end; what was finished is kept.",
-    "all pictures are drawn": "All pictures are drawn.",
-  },
-  ko: {
-    rounds: "라운드",
-    details: "이 라운드에 대한 의견",
-    empty: "그리는 대로 라운드가 여기에 나타납니다.",
-    round: "라운드 #",
-    picture: "그림 #",
-    pictures: "그림",
-    pictureDetails: "이 그림에 대한 의견",
-    noPictures: "그리는 대로 그림이 여기에 나타납니다.",
-    best: "최고",
-    picked: "선택됨",
-    seed: "시드",
-    score: "점수",
-    noScore: "점수 없음",
-    problem: "문제",
-    correction: "수정",
-    answer: "모델의 답",
-    nothing: "(없음)",
-    prompt: "프롬프트",
-    noAnswer: "답 없음",
-    pick: "이 라운드에서 이어 가기",
-    unpick: "선택됨: 다음 실행은 여기서 이어 갑니다. 누르면 새로 그립니다",
-    drawn: "그림",
-    edited: "편집",
-    "drawn again": "다시 그림",
-    given: "주어짐",
-    satisfied: "만족",
-    "not satisfied": "불만족",
-    "no opinion": "의견 없음",
-    draw: "그리는 중",
-    reflect: "그림을 보는 중",
-    verify: "채점 중",
-    "the picture is right": "끝: 그림이 맞습니다.",
-    "all rounds were used": "끝: 라운드를 모두 썼습니다.",
-    "the last round did not help": "끝: 마지막 라운드가 도움이 되지 않았습니다.",
-    "there was no usable reflection": "끝: 쓸 수 있는 의견이 없었습니다.",
-    "the fault that was found is none by the verifier's questions": "끝: 찾은 잘못이 심사 질문으로는 잘못이 아닙니다.",
-    [CUT_OFF]: "도중에 멈췄습니다. 끝난 것은 남아 있습니다.",
-    "all pictures are drawn": "그림을 모두 그렸습니다.",
-  },
-  zh: {
-    rounds: "轮次",
-    details: "对该轮的意见",
-    empty: "各轮画出后显示在这里。",
-    round: "第 # 轮",
-    picture: "第 # 张",
-    pictures: "图像",
-    pictureDetails: "对该图像的意见",
-    noPictures: "各图像画出后显示在这里。",
-    best: "最佳",
-    picked: "已选",
-    seed: "种子",
-    score: "得分",
-    noScore: "无得分",
-    problem: "问题",
-    correction: "修正",
-    answer: "模型的回答",
-    nothing: "（空）",
-    prompt: "提示词",
-    noAnswer: "没有回答",
-    pick: "从这一轮继续",
-    unpick: "已选：下次运行从这里继续。按下则重新画",
-    drawn: "绘制",
-    edited: "编辑",
-    "drawn again": "重画",
-    given: "给定",
-    satisfied: "满意",
-    "not satisfied": "不满意",
-    "no opinion": "没有意见",
-    draw: "正在画",
-    reflect: "正在看图",
-    verify: "正在评分",
-    "the picture is right": "结束：图像正确。",
-    "all rounds were used": "结束：轮次已用完。",
-    "the last round did not help": "结束：最后一轮没有改进。",
-    "there was no usable reflection": "结束：没有可用的意见。",
-    "the fault that was found is none by the verifier's questions": "结束：按评分的问题，找到的错误并不是错误。",
-    [CUT_OFF]: "中途停止；已完成的保留。",
-    "all pictures are drawn": "所有图像已画完。",
-  },
-};
 
 const STYLE = `
 .omnigen2-rounds { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; overflow: hidden;
@@ -167,8 +43,7 @@ const boards = new WeakMap();
 
 // What Python calls something, in the user's language; a file may hold anything else.
 function word(key) {
-  const locale = app.extensionManager.setting.get("Comfy.Locale");
-  const words = Object.hasOwn(WORDS, locale) ? WORDS[locale] : WORDS.en;
+  const words = inLocale(ROUNDS);
   return Object.hasOwn(words, key) ? words[key] : plain(key);
 }
 
