@@ -20,6 +20,7 @@ from .errors import CheckpointError
 from .mllm_config import MLLMConfig
 from .mrope import rope_positions
 from .quantised import PackedTensor, unpack_elsewhere
+from .vision import token_counts
 
 VISION_MISSING = (
     "This encoder file has no vision part (no visual.* weights), so it cannot look at images. "
@@ -136,13 +137,23 @@ class Qwen2_5_VL(nn.Module):
     def look(self, pixel_values: Tensor, grid: Tensor) -> Tensor:
         """Visual tokens [sum of rows * columns / merge_size^2, D] of preprocessed images.
 
-        Raises CheckpointError without vision.
+        An image that comes several times, as when a batch asks several questions about it, is looked at once. Raises
+        CheckpointError without vision.
         """
         if self.visual is None:
             raise CheckpointError(VISION_MISSING)
         self._place_frequencies(pixel_values.device)
-        output = self.visual(pixel_values.to(self.compute_dtype), grid.to(pixel_values.device))
-        return output if isinstance(output, Tensor) else output.pooler_output
+        first = first_alike(pixel_values, grid)
+        looked_at = sorted(set(first))
+        if len(looked_at) < len(first):
+            images = pixel_values.split(grid.prod(dim=1).tolist())
+            pixel_values = torch.cat([images[i] for i in looked_at])
+        output = self.visual(pixel_values.to(self.compute_dtype), grid[looked_at].to(pixel_values.device))
+        output = output if isinstance(output, Tensor) else output.pooler_output
+        if len(looked_at) == len(first):
+            return output
+        tokens = dict(zip(looked_at, output.split(token_counts(grid[looked_at], self.config.merge_size))))
+        return torch.cat([tokens[i] for i in first])
 
     def forward(
         self,
@@ -188,6 +199,21 @@ class Qwen2_5_VL(nn.Module):
         if self.lm_head is not None:
             return self.lm_head(hidden)
         return F.linear(hidden, self.head_weight(hidden.device) if head_weight is None else head_weight)
+
+
+def first_alike(pixel_values: Tensor, grid: Tensor) -> list[int]:
+    """For each preprocessed image the index of the first one that is the same, which for most is its own."""
+    sizes = grid.prod(dim=1).tolist()
+    images = pixel_values.split(sizes)
+    sums = torch.stack([image.sum() for image in images]).tolist()
+    seen: dict[tuple, list[int]] = {}
+    first = []
+    for i, key in enumerate(zip(map(tuple, grid.tolist()), sums)):
+        known = seen.setdefault(key, [])
+        first.append(next((j for j in known if torch.equal(images[i], images[j])), i))
+        if first[-1] == i:
+            known.append(i)
+    return first
 
 
 def build_mllm(

@@ -87,6 +87,20 @@ def test_visual_tokens_match_the_reference(model, cases, case):
     assert difference(visual, cases[f"{case}/dbg.visual_tokens"]) <= TOLERANCE
 
 
+@torch.no_grad()
+def test_an_image_that_comes_several_times_is_looked_at_once(model, cases):
+    a, size = cases["img1/pixel_values"], cases["img1/image_grid_thw"]
+    # The flipped one has the same sum, and the last only the same patches.
+    images = [(a, size), (a.flip(0), size), (a, size), (a, size[:, [0, 2, 1]]), (a.flip(0), size)]
+    values, grid = (torch.cat(parts) for parts in zip(*images))
+    looked_at = []
+    handle = model.visual.register_forward_pre_hook(lambda module, given: looked_at.append(len(given[1])))
+    together = model.look(values, grid)
+    alone = torch.cat([model.look(*image) for image in images])
+    handle.remove()
+    assert looked_at == [3, 1, 1, 1, 1, 1] and difference(together, alone) <= 1e-5
+
+
 @pytest.mark.parametrize("case", IMAGE_CASES)
 @torch.no_grad()
 def test_hidden_states_with_images_match_the_reference(model, cases, case):
