@@ -60,7 +60,8 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     default=Redraw.AUTO.value,
                     tooltip="How a correction is carried out. edit: the last picture is edited, with the correction as "
                     "the prompt. draw again: a new picture from the prompt and the correction. auto: colours and other "
-                    "details are edited; places and numbers are drawn again.",
+                    "details are edited; places and numbers are drawn again; after a round that did not make the "
+                    "picture right, the other way.",
                 ),
                 io.Combo.Input(
                     "reflect_by",

@@ -201,6 +201,13 @@ def test_the_sequence_interleaves_instruction_pictures_and_reflections():
     assert [image.getpixel((0, 0))[0] for image in images] == [1, 2, 3]
 
 
+def test_drawn_again_is_the_instruction_as_it_is_since_a_trained_correction_is_an_edit():
+    wrote = {"faulty": Written("no dog\nAdd the dog", announces_picture=True), "right": Written("It is right.", ends_turn=True)}
+    said = {name: TrainedReflector(lambda *_: words)(Task("a dog on a beach"), picture(1)) for name, words in wrote.items()}
+    assert said["faulty"].correction == "Add the dog" and said["faulty"].prompt == "a dog on a beach"
+    assert said["right"].prompt == ""
+
+
 @pytest.mark.parametrize("name", ["<|img|>", "<tool_response>"])
 def test_the_token_that_ends_a_reflection_is_its_verdict_whatever_its_name(monkeypatch, golden, name):
     talker = golden_assistant(golden, SPECIAL_TOKENS | {"img": name})

@@ -10,6 +10,7 @@ from omnigen2_core.reflection.best_of import best_of
 from omnigen2_core.reflection.loop import reflect
 from omnigen2_core.reflection.opinion import Reflection
 from omnigen2_core.reflection.record import Record, Stop
+from omnigen2_core.reflection.redraw import Redraw
 from omnigen2_core.reflection.task import Task
 from omnigen2_core.reflection.transcript import from_dict, to_dict, to_json, to_text
 
@@ -19,8 +20,8 @@ SETTINGS = {"steps": 20, "text_guidance": 4.0, "solver": "euler"}
 
 @pytest.fixture
 def record():
-    drawer, reflector = ScriptedDrawer(40, 60, 50), ScriptedReflector(FAULT)
-    return reflect(TASK, drawer, reflector, QualityVerifier(blind=[50]), rounds=3, seed=5, settings=SETTINGS)
+    tools = ScriptedDrawer(40, 60, 50), ScriptedReflector(FAULT), QualityVerifier(blind=[50])
+    return reflect(TASK, *tools, rounds=3, redraw=Redraw.EDIT, seed=5, settings=SETTINGS)
 
 
 def pictures(record):

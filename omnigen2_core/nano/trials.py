@@ -190,7 +190,7 @@ def draw_hard(seed: int, number: int) -> Hard:
 def run_both(tools: Tools, drawer: RememberingDrawer, hard: Hard, seeds: int) -> tuple[r.Record, r.Record]:
     """The reflection loop on a prompt, and the best of several seeds from the same first one on."""
     task, seed = r.Task(hard.task.prompt), hard.seed
-    loop = r.reflect(task, drawer, tools.reflector, tools.verifier, rounds=ROUNDS, redraw=r.Redraw.EDIT, seed=seed)
+    loop = r.reflect(task, drawer, tools.reflector, tools.verifier, rounds=ROUNDS, seed=seed)
     return loop, r.best_of(task, drawer, tools.verifier, range(seed, seed + seeds))
 
 

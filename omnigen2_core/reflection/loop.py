@@ -3,8 +3,10 @@
 After the paper's section on reflection (arXiv 2506.18871): the model looks at what it drew, writes what is wrong, and
 draws once more. The paper reports two ways in which that fails, and the loop is built against both. *Over-reflection*,
 faults found in a right picture: a correction is only followed where the verifier's own questions leave room for a
-fault. *A wrong reflection followed*: a round must be judged better than the best before it, else it is set aside and
-the loop ends, so the result is never one that was judged worse than an earlier round.
+fault. *A wrong reflection followed*: a round must be judged better than the best before it, else it is set aside, so
+the result is never one that was judged worse than an earlier round; and the loop ends where no way to correct helps.
+The opposite of the first, a wrong picture called right, has its guard too: one that the verifier's questions speak
+clearly against is drawn again.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from .score import Verifier
 from .task import Drawer, Editor, Task
 
 MAX_ROUNDS = 5
-OVERRULE = 0.95
+OVERRULE = 0.8
 """If the verifier holds every requirement to be met with at least this chance, a fault that was found is none."""
+DOUBT = 0.3
+"""If the verifier holds a requirement to be met with less than this chance, a picture that is called right is not."""
 
 
 def reflect(
@@ -36,6 +40,7 @@ def reflect(
     seed: int = 0,
     correction: str = "",
     overrule: float = OVERRULE,
+    doubt: float = DOUBT,
     settings: Mapping[str, Any] | None = None,
     on_stage: OnStage | None = None,
     on_round: OnRound | None = None,
@@ -50,10 +55,13 @@ def reflect(
         reflector: Says what is wrong.
         verifier: Scores, and thereby decides what is best.
         rounds: Corrections at most, 0..5. With 0 the picture is drawn and judged, not corrected.
-        redraw: How corrections are carried out.
+        redraw: How corrections are carried out. In one way, the first round that does not help is the last; where it is
+            open, the first after which the other way does not help either.
         seed: Of round 0; round i has `seed + i`, so that drawing again does not draw the same.
         correction: The user's own words for the first correction; they are followed without asking.
         overrule: Chance 0..1 of every requirement from which on the verifier overrules a fault; above 1 never.
+        doubt: Chance 0..1 of a requirement below which the verifier does not take a picture for right; at 0 never. With
+            `Redraw.EDIT` there would be nothing to edit by, and the picture counts as right.
         settings: The drawer's settings, for the transcript; see `transcript.check_settings`.
         on_stage, on_round: See `bench`; an exception from them cancels.
 
@@ -77,21 +85,25 @@ def reflect(
         on_stage=on_stage,
         on_round=on_round,
     )
+    limits = (overrule, 0.0 if redraw is Redraw.EDIT else doubt)
+    patience = 2 if redraw is Redraw.AUTO else 1
     with bench.at_work():
         current = _start(bench, seed)
-        spoken = _spoken(correction)
+        spoken, last, missed = _spoken(correction), None, 0
         for _ in range(rounds):
-            if spoken is None and (stop := _reason_to_stop(current, overrule)) is not None:
+            if spoken is None and (stop := _reason_to_stop(current, *limits)) is not None:
                 record.stop = stop
                 return record
             said, next_seed = spoken or current.reflection, seed + len(record.rounds)
-            plan = next_plan(record.task, said, current.picture, redraw, next_seed)
+            plan = next_plan(record.task, said, current.picture, redraw, next_seed, last)
             made = bench.make(plan, parent=current.index)
-            if not made.helped:
+            last, missed = plan.origin, 0 if made.helped else missed + 1
+            if made.helped:
+                current, spoken = made, None
+            elif missed == patience:
                 record.stop = Stop.NO_HELP
                 return record
-            current, spoken = made, None
-        record.stop = _reason_to_stop(current, overrule) or Stop.OUT_OF_ROUNDS
+        record.stop = _reason_to_stop(current, *limits) or Stop.OUT_OF_ROUNDS
     return record
 
 
@@ -110,10 +122,10 @@ def _spoken(correction: str) -> Reflection | None:
     return Reflection.wrong("named by hand", words) if words else None
 
 
-def _reason_to_stop(current: Round, overrule: float) -> Stop | None:
-    said = current.reflection
+def _reason_to_stop(current: Round, overrule: float, doubt: float) -> Stop | None:
+    said, score = current.reflection, current.score
     if said is None or said.verdict is Verdict.NO_OPINION:
         return Stop.NO_OPINION
     if said.verdict is Verdict.SATISFIED:
-        return Stop.SATISFIED
-    return Stop.OVERRULED if current.score.least >= overrule else None
+        return None if score.worst is not None and score.worst < doubt else Stop.SATISFIED
+    return Stop.OVERRULED if score.least >= overrule else None

@@ -14,7 +14,7 @@ from .task import Task
 
 
 class Redraw(str, Enum):
-    """The user's choice. `AUTO` edits attributes and draws layouts again."""
+    """The user's choice. `AUTO` edits attributes and draws layouts again, and where that does not do, the other way round."""
 
     AUTO = "auto"
     EDIT = "edit"
@@ -65,20 +65,31 @@ def corrected_prompt(task: Task, reflection: Reflection) -> str:
 
     The instruction stays whole, since a correction alone would forget everything that was right.
     """
-    return reflection.prompt or f"{task.instruction}\nMind this above all: {reflection.correction}"
+    if reflection.prompt or not reflection.correction:
+        return reflection.prompt or task.instruction
+    return f"{task.instruction}\nMind this above all: {reflection.correction}"
 
 
-def next_plan(task: Task, reflection: Reflection, picture: Image.Image, redraw: Redraw, seed: int) -> Plan:
-    """The drawing that follows a reflection with a correction.
+def next_plan(
+    task: Task, reflection: Reflection, picture: Image.Image, redraw: Redraw, seed: int, last: Origin | None = None
+) -> Plan:
+    """The drawing that follows a reflection. Without a correction, as of a picture that only the judge finds wrong, the
+    instruction is drawn again.
 
     An edit gets the picture alone: references beside it would turn the edit into a composition, and shift the numbers
     by which the correction speaks of images. So where a task has references and the correction speaks of one, `AUTO`
-    draws again.
+    draws again. After a round of this run, which came about as `last` says and did not make the picture right, it takes
+    the other way.
     """
     if redraw is Redraw.AUTO:
-        scope = reflection.scope or guess_scope(reflection.correction)
         needs_reference = bool(task.references) and _REFERENCE.search(reflection.correction) is not None
-        redraw = Redraw.AGAIN if scope is Scope.LAYOUT or needs_reference else Redraw.EDIT
-    if redraw is Redraw.EDIT:
+        if last is Origin.EDITED or needs_reference:
+            redraw = Redraw.AGAIN
+        elif last is not None:
+            redraw = Redraw.EDIT
+        else:
+            scope = reflection.scope or guess_scope(reflection.correction)
+            redraw = Redraw.AGAIN if scope is Scope.LAYOUT else Redraw.EDIT
+    if redraw is Redraw.EDIT and reflection.correction:
         return Plan(Origin.EDITED, reflection.correction, (picture,), seed % SEEDS)
     return Plan(Origin.AGAIN, corrected_prompt(task, reflection), task.references, seed % SEEDS)

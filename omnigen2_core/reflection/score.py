@@ -37,6 +37,11 @@ class Score:
         """The chance of the requirement least likely met, 0..1. Nothing vouches for one without an answer: it is 0."""
         return min((check.probability or 0.0 for check in self.checks), default=0.0)
 
+    @property
+    def worst(self) -> float | None:
+        """The same among the requirements with an answer: one without speaks against nothing either. None without any."""
+        return min((check.probability for check in self.checks if check.probability is not None), default=None)
+
 
 class Examiner(Protocol):
     """Judges pictures for one task. Made for one run, so that every picture is asked the same questions."""

@@ -19,7 +19,7 @@ neither to list what an instruction demands nor to compare pictures: `trained_ve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Sequence
 
 from PIL import Image
@@ -28,7 +28,7 @@ from ..assistant import Assistant, OnStep
 from ..prompts import IMAGE_PLACE, chat_prompt
 from .answers import clean, is_english
 from .looker import Looker
-from .opinion import Earlier, Reflection, Scope
+from .opinion import Earlier, Reflection, Scope, Verdict
 from .requirements import whole_question
 from .task import Task
 from .verifier import QuestionVerifier
@@ -89,8 +89,9 @@ class TrainedReflector:
     write_on: WriteOn
 
     def __call__(self, task: Task, picture: Image.Image, earlier: Earlier = ()) -> Reflection:
-        """Reads what the model writes after the picture."""
-        return read(self.write_on(*sequence(task, picture, earlier)))
+        """Reads what the model writes after the picture. Drawn again is the instruction as it is: corrections are edits."""
+        said = read(self.write_on(*sequence(task, picture, earlier)))
+        return replace(said, prompt=task.instruction) if said.verdict is Verdict.UNSATISFIED else said
 
 
 def assistant_writer(assistant: Assistant, *, max_new_tokens: int = 128, on_step: OnStep | None = None) -> WriteOn:

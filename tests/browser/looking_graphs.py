@@ -156,7 +156,7 @@ def built_in_reflect() -> Graph:
     graph = Graph(f"Try-it-{REFLECT}")
     note = graph.note(
         "## Try it: reflect until right\n\nPress **Run**. The built-in model draws four shapes in a few steps, too few to be right every time. Its "
-        "encoder looks at the picture and says what is wrong, and the picture is edited, until it is right or the **rounds** are used.\n\nThe node "
+        "encoder looks at the picture and says what is wrong, and it is edited or drawn again, until it is right or the **rounds** are used.\n\nThe node "
         "shows the rounds: a click tells what was said of one, and **Go on from this round** has the next run begin there. With **rounds** at 0 you "
         "see what one shot gives.\n\n" + WORLD,
         ABOUT_BOX,
@@ -165,7 +165,7 @@ def built_in_reflect() -> Graph:
     settings = {**built_in_drawing(), "steps": choices.REFLECT_STEPS}
     loop = drawing_node(
         graph, "OmniGen2ReflectionLoop", parts, LOOP_BOX, prompt=choices.REFLECT_PROMPT, seed=choices.REFLECT_SEED, rounds=choices.REFLECT_ROUNDS,
-        redraw="edit", reflect_by="auto", **choices.REFLECT_EDITS, **RANDOM, **settings,
+        redraw="auto", reflect_by="auto", **choices.REFLECT_EDITS, **RANDOM, **settings,
     )  # fmt: skip
     shown = enlarged(graph, loop["image"], "The best round")
     saved = graph.add("SaveImage", box=(260, 310), images=loop["image"], filename_prefix="OmniGen2-nano")
