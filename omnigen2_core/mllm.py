@@ -162,11 +162,13 @@ class Qwen2_5_VL(nn.Module):
         pixel_values: Tensor | None = None,
         grid: Tensor | None = None,
         *,
+        visual: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
         """Last hidden states [B, L, D] after the final norm.
 
+        `visual` is what `look` gives for the images of `grid`, in place of their pixel values.
         `mask` covers what `cache` already holds as well as `ids`; `positions` are [3, B, L] and computed when absent,
         which needs the whole prompt in `ids`. Raises PromptError when image tokens and images do not match.
         """
@@ -175,8 +177,10 @@ class Qwen2_5_VL(nn.Module):
             positions, _ = self.rope_positions(ids, mask, grid)
         embeddings = self.embed(ids)
         if pixel_values is not None:
-            visual = self.look(pixel_values, grid).to(embeddings.dtype)
-            embeddings = embeddings.masked_scatter((ids == self.config.image_token_id).unsqueeze(-1), visual)
+            visual = self.look(pixel_values, grid)
+        if visual is not None:
+            places = (ids == self.config.image_token_id).unsqueeze(-1)
+            embeddings = embeddings.masked_scatter(places, visual.to(embeddings.dtype))
         output = self.model(
             inputs_embeds=embeddings,
             attention_mask=mask,

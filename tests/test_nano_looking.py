@@ -255,3 +255,12 @@ def test_a_text_model_that_does_not_move_is_asked_for_words_alone(tokenizer, par
         total.backward()
     assert all(p.grad is not None and p.grad.any() for p in model.visual.parameters())
     assert all(p.grad is None for p in model.model.parameters())
+
+
+def test_a_picture_may_come_twice_in_a_part(tokenizer):
+    examples, model = looking.Examples(tokenizer, ()), small_tower(tokenizer, 96, 256, 4)
+    view = seeing.View.of_scene(draw_scene(random.Random(3), 2))
+    rows = [examples._talk(random.Random(5), draw_scene(random.Random(3), 2), ["colour"], [view]) for _ in range(2)]
+    loss = looking.looking_loss(model, seeing.Eyes(), model)
+    twice, once = (loss(examples._finish("answer", some), torch.Generator())[1] for some in (rows, rows[:1]))
+    assert twice == pytest.approx(once, rel=1e-4)

@@ -35,7 +35,7 @@ from omnigen2_core.reflection import (
     trained_verifier,
 )
 from omnigen2_core.reflection.requirements import whole_question
-from omnigen2_core.reflection.redraw import Origin, next_plan
+from omnigen2_core.reflection.redraw import ways
 from omnigen2_core.reflection.trained import Written, read
 from omnigen2_core.yes_no import YesNo
 
@@ -111,6 +111,14 @@ def test_one_who_sees_has_a_wrong_picture_mended(monkeypatch):
     assert rights(trial.loop) == [False, True, True] and rights(trial.best_of) == [False, False, True]
 
 
+def test_pictures_that_follow_the_same_reflection_are_one_round_with_the_time_of_all(monkeypatch):
+    studio = Studio(monkeypatch, lucky=(2,), spoils=True)
+    trial = studio.trial()
+    look = studio.REFLECT + studio.VERIFY
+    assert rights(trial.loop) == [False, True, True] and trial.stop is Stop.SATISFIED
+    assert seconds(trial.loop)[1:] == [2 * studio.DRAW + studio.EDIT + 3 * look] * 2
+
+
 def test_one_who_sees_leaves_a_right_picture_alone(monkeypatch):
     trial = Studio(monkeypatch, lucky=(0,), spoils=True).trial()
     assert trial.one_shot.right and trial.accepted
@@ -164,8 +172,8 @@ def test_fewer_rounds_and_fewer_seeds_would_have_given_what_one_long_run_tells()
         said = [FAULT, *(rng.choice([FAULT, FAULT, RIGHT]) for _ in range(2))]
 
         def loop(rounds):
-            drawer = RememberingDrawer(ScriptedDrawer(*qualities))
-            return reflect(Task("x"), drawer, ScriptedReflector(*said), QualityVerifier(), rounds=rounds), drawer
+            drawer, reflector = RememberingDrawer(ScriptedDrawer(*qualities)), ScriptedReflector(*said)
+            return reflect(Task("x"), drawer, reflector, QualityVerifier(), rounds=rounds, redraw=Redraw.EDIT), drawer
 
         def several(count):
             drawer = RememberingDrawer(ScriptedDrawer(*qualities))
@@ -346,9 +354,8 @@ def test_a_decision_is_what_the_chat_does(monkeypatch, golden, said, decision, n
 
 def test_a_trained_correction_is_an_edit_even_where_it_speaks_of_places():
     said = read(Written("Wrong at top left: nothing.\nput a small red circle at the top left, clear the bottom", True))
-    plan = next_plan(Task("four things"), said, picture(3), Redraw.AUTO, 1)
-    assert said.verdict is Verdict.UNSATISFIED and plan.origin is Origin.EDITED
-    assert plan.prompt == "put a small red circle at the top left, clear the bottom" and len(plan.references) == 1
+    assert said.verdict is Verdict.UNSATISFIED and ways(Task("four things"), said, Redraw.AUTO)[0] is Redraw.EDIT
+    assert said.correction == "put a small red circle at the top left, clear the bottom"
 
 
 def test_trained_weights_are_asked_the_whole_instruction_and_nothing_else():

@@ -44,14 +44,16 @@ def test_a_right_picture_is_drawn_once():
 
 
 def test_a_wrong_picture_is_corrected_until_it_is_right():
-    record, _ = run([40, 60, 90], FAULT, FAULT, RIGHT, rounds=5)
+    record, _ = run([40, 60, 90], FAULT, FAULT, RIGHT, rounds=5, redraw=Redraw.EDIT)
     assert qualities(record) == [40, 60, 90]
     assert record.stop is Stop.SATISFIED and record.best_index == 2
 
 
 def test_rounds_are_the_corrections_at_most():
-    record, _ = run([40, 60, 70, 90], FAULT, rounds=2)
+    record, _ = run([40, 60, 70, 90], FAULT, rounds=2, redraw=Redraw.EDIT)
     assert qualities(record) == [40, 60, 70] and record.stop is Stop.OUT_OF_ROUNDS
+    record, _ = run([10, 20, 30, 40, 50], FAULT, rounds=2)
+    assert [entry.parent for entry in record.rounds] == [None, 0, 0, 2, 2] and record.stop is Stop.OUT_OF_ROUNDS
 
 
 def test_no_rounds_draw_and_judge_one_picture():
@@ -85,7 +87,7 @@ def test_a_round_that_makes_it_worse_is_set_aside_and_ends_a_run_that_has_one_wa
 
 
 @pytest.mark.parametrize(("said", "ways"), [(FAULT, [Origin.EDITED, Origin.AGAIN]), (MISPLACED, [Origin.AGAIN, Origin.EDITED])])
-def test_by_itself_it_ends_where_the_other_way_does_not_help_either(said, ways):
+def test_by_itself_it_follows_a_reflection_in_both_ways_before_it_gives_up(said, ways):
     record, drawer = run([60, 30, 40, 90], said, rounds=5)
     assert record.stop is Stop.NO_HELP and [entry.origin for entry in record.rounds[1:]] == ways
     assert quality_of(record.best.picture) == 60
@@ -93,10 +95,15 @@ def test_by_itself_it_ends_where_the_other_way_does_not_help_either(said, ways):
     assert quality_of(edited[0]) == 60, "what is corrected is the best, not what was set aside"
 
 
-def test_after_a_round_that_helped_both_ways_are_open_again():
-    record, _ = run([20, 10, 40, 30, 35, 90], FAULT, rounds=5)
-    assert [entry.helped for entry in record.rounds] == [None, False, True, False, False]
-    assert record.stop is Stop.NO_HELP and record.best_index == 2
+def test_where_the_first_way_makes_it_right_the_other_is_not_gone():
+    record, drawer = run([20, 70], FAULT, RIGHT, rounds=5)
+    assert record.stop is Stop.SATISFIED and len(drawer.calls) == 2
+
+
+def test_of_both_ways_the_better_picture_is_gone_on_with():
+    record, _ = run([20, 40, 30, 70], FAULT, FAULT, FAULT, RIGHT, rounds=5)
+    assert [(entry.parent, entry.helped) for entry in record.rounds] == [(None, None), (0, True), (0, False), (1, True)]
+    assert record.stop is Stop.SATISFIED and record.best_index == 3
 
 
 def test_a_round_that_changes_nothing_does_not_help():
@@ -108,8 +115,8 @@ def test_whatever_happens_the_result_is_never_clearly_worse_than_an_earlier_roun
     rng = random.Random(4)
     ends = set()
     for _ in range(400):
-        drawn = [rng.randrange(101) for _ in range(6)]
-        said = [rng.choice([FAULT, MISPLACED, RIGHT, Reflection.no_opinion("?")]) for _ in range(6)]
+        drawn = [rng.randrange(101) for _ in range(11)]
+        said = [rng.choice([FAULT, MISPLACED, RIGHT, Reflection.no_opinion("?")]) for _ in range(11)]
         said[0] = FAULT
         verifier = QualityVerifier(preference=rng.choice([None, 0, 1]))
         record, _ = run(drawn, *said, verifier=verifier, rounds=5, redraw=rng.choice(list(Redraw)))
@@ -133,7 +140,7 @@ def test_overruling_can_be_switched_off():
 
 
 def test_a_requirement_without_an_answer_overrules_nothing():
-    record, drawer = run([98, 97], FAULT, verifier=QualityVerifier(blind=[98]), rounds=1)
+    record, drawer = run([98, 97], FAULT, verifier=QualityVerifier(blind=[98]), rounds=1, redraw=Redraw.EDIT)
     assert len(drawer.calls) == 2
 
 
@@ -196,9 +203,9 @@ def test_close_and_undecided_the_verdict_decides():
 
 
 def test_close_undecided_and_no_verdict_between_them_any_difference_of_the_scores_decides():
-    record, _ = run([60, 63], FAULT, rounds=1)
+    record, _ = run([60, 63], FAULT, rounds=1, redraw=Redraw.EDIT)
     assert record.best_index == 1
-    record, _ = run([60, 57], FAULT, rounds=1)
+    record, _ = run([60, 57], FAULT, rounds=1, redraw=Redraw.EDIT)
     assert record.best_index == 0
 
 
@@ -209,7 +216,7 @@ def test_a_row_of_close_comparisons_does_not_lead_downhill():
 
 def test_a_picture_that_could_not_be_scored_never_takes_the_lead():
     verifier = QualityVerifier(preference=1, blind=[90])
-    record, _ = run([60, 90], FAULT, RIGHT, verifier=verifier, rounds=1)
+    record, _ = run([60, 90], FAULT, RIGHT, verifier=verifier, rounds=1, redraw=Redraw.EDIT)
     assert record.best_index == 0
 
 
@@ -223,9 +230,9 @@ def test_the_requirements_are_found_once_for_all_rounds():
 
 
 def test_by_itself_it_edits_attributes_and_draws_layouts_again():
-    record, drawer = run([20, 40, 60], FAULT, MISPLACED, RIGHT, rounds=2)
-    assert [entry.origin for entry in record.rounds] == [Origin.DRAWN, Origin.EDITED, Origin.AGAIN]
-    _, edit, again = drawer.calls
+    record, drawer = run([20, 40, 30, 70], FAULT, MISPLACED, RIGHT, RIGHT, rounds=2)
+    assert [entry.origin for entry in record.rounds] == [Origin.DRAWN, Origin.EDITED, Origin.AGAIN, Origin.AGAIN]
+    _, edit, _, again = drawer.calls
     assert edit[0] == "Make the circle red" and [quality_of(image) for image in edit[1]] == [20]
     assert again[0].startswith("a red circle") and "Move the circle to the right" in again[0] and again[1] == ()
 
@@ -269,7 +276,7 @@ def test_a_reflector_may_word_the_whole_prompt():
 
 
 def test_every_round_has_a_seed_of_its_own_that_a_host_can_take():
-    _, drawer = run([20, 40, 60], MISPLACED, rounds=2, seed=2**64 - 2)
+    _, drawer = run([20, 40, 60], MISPLACED, rounds=2, redraw=Redraw.AGAIN, seed=2**64 - 2)
     assert [seed for _, _, seed in drawer.calls] == [2**64 - 2, 2**64 - 1, 0]
 
 
@@ -281,7 +288,7 @@ def test_an_editor_of_its_own_makes_the_edits():
 
 def test_the_reflector_sees_what_came_before():
     reflector = ScriptedReflector(FAULT, MISPLACED, RIGHT)
-    reflect(TASK, ScriptedDrawer(20, 40, 60), reflector, QualityVerifier(), rounds=2)
+    reflect(TASK, ScriptedDrawer(20, 40, 60), reflector, QualityVerifier(), rounds=2, redraw=Redraw.EDIT)
     seen = [[(quality_of(image), said) for image, said in earlier] for earlier in reflector.earlier]
     assert seen == [[], [(20, FAULT)], [(20, FAULT), (40, MISPLACED)]]
 
@@ -292,7 +299,7 @@ def test_the_reflector_sees_what_came_before():
 def test_callbacks_tell_of_every_stage_and_round_as_they_come():
     told = []
     run(
-        [40, 60], FAULT, rounds=1,
+        [40, 60], FAULT, rounds=1, redraw=Redraw.EDIT,
         on_stage=lambda stage, index: told.append((stage, index)),
         on_round=lambda entry, record: told.append((entry.index, record.best_index)),
     )  # fmt: skip
@@ -375,19 +382,19 @@ def test_going_on_from_a_round_that_was_picked_by_hand():
     record, _ = run([40, 60, 30], FAULT, rounds=5, redraw=Redraw.EDIT)
     assert record.best_index == 1
     record.pick(2)
-    run([50], FAULT, task=record, rounds=1)
+    run([50], FAULT, task=record, rounds=1, redraw=Redraw.EDIT)
     assert record.rounds[3].parent == 2
     assert record.best_index == 3, "better than the picked one, whatever a judge thought of the ones not picked"
 
 
 def test_going_on_draws_with_seeds_that_were_not_used():
-    record, first = run([40, 30], MISPLACED, rounds=1, seed=7)
-    _, second = run([50], MISPLACED, task=record, rounds=1, seed=7)
+    record, first = run([40, 30], MISPLACED, rounds=1, redraw=Redraw.AGAIN, seed=7)
+    _, second = run([50], MISPLACED, task=record, rounds=1, redraw=Redraw.AGAIN, seed=7)
     assert [seed for _, _, seed in first.calls + second.calls] == [7, 8, 9]
 
 
 def test_the_picked_round_stays_the_result_when_going_on_does_not_help():
-    record, _ = run([40, 60], FAULT, rounds=1)
+    record, _ = run([40, 60], FAULT, rounds=1, redraw=Redraw.EDIT)
     record.pick(0)
     run([20], FAULT, task=record, rounds=3, redraw=Redraw.EDIT)
     assert record.best_index == 0 and record.stop is Stop.NO_HELP

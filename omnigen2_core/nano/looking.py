@@ -332,21 +332,18 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             seen, figures = seeing(part, generator)
             return seen, {"sight_" + name: value for name, value in figures.items()}
         figures: dict[str, float] = {}
-        pixels = ()
+        seen = grid = None
         if part.views:
-            pixels = preprocess([Image.fromarray(view.pixels) for view in part.views], PIXELS)
-        visual: list[Tensor] = []
-        handle = model.visual.register_forward_hook(lambda module, given, out: visual.append(out))
+            values, grid = preprocess([Image.fromarray(view.pixels) for view in part.views], PIXELS)
+            seen = model.look(values, grid)
         looks.clear()
-        hidden = model(part.ids, part.mask, *pixels)
-        handle.remove()
+        hidden = model(part.ids, part.mask, grid=grid, visual=seen)
         total = torch.zeros(())
         if part.held:
             held = hold(part, hidden)
             total, figures[f"{part.kind}_hold"] = total + HOLD * held, held.item()
         if part.views:
-            seen = visual[0] if isinstance(visual[0], Tensor) else visual[0].pooler_output
-            counts = token_counts(pixels[1], PIXELS.merge_size)
+            counts = token_counts(grid, PIXELS.merge_size)
             default = [c == 36 and v.pixels.shape[:2] == DEFAULT_SIZE for c, v in zip(counts, part.views)]
             chosen = torch.cat([torch.full((c,), d) for c, d in zip(counts, default)])
             if any(default):

@@ -33,7 +33,7 @@ from .world import DEFAULT_SIZE, MAX_THINGS, Scene, draw_scene, render
 HARD_STEPS = 3
 """Sampling steps at which well over half of the pictures of four things come out right; with one less it is a quarter."""
 ROUNDS = 2
-"""Corrections at most."""
+"""Reflections that are followed at most."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Try:
 class Trial:
     """One prompt in all ways, from the same first picture.
 
-    `loop` has the result after 0, 1, ... rounds, the last for ever once it stopped; `best_of` that of 1, 2, ... seeds;
+    `loop` has the result after following 0, 1, ... reflections, the last for ever once it stopped; `best_of` that of 1, 2, ... seeds;
     `accepted`: whether the loop let the first picture pass; `stop`: why it ended.
     """
 
@@ -199,15 +199,21 @@ def make_trial(
 ) -> Trial:
     """What the two runs amount to by the judge `right`."""
     first = loop.rounds[0].picture
-    tries = progress(loop, drawer, right)
+    tries = [made for made, ends in zip(progress(loop, drawer, right), _ends(loop)) if ends]
     tries += tries[-1:] * (1 + ROUNDS - len(tries))
     one_shot = Try(right(first), drawer.seconds(first))
     # Whatever it finds wrong the loop follows at once, so a picture that was not followed up has passed.
     return Trial(one_shot, tuple(tries), tuple(progress(several, drawer, right)), len(loop.rounds) == 1, loop.stop)
 
 
+def _ends(record: r.Record) -> list[bool]:
+    """For each picture whether it is the last that follows its reflection."""
+    parents = [entry.parent for entry in record.rounds]
+    return [here != following for here, following in zip(parents, parents[1:])] + [True]
+
+
 def progress(record: r.Record, drawer: RememberingDrawer, right: Callable[[Image.Image], bool]) -> list[Try]:
-    """What a run would have given, had it ended after each of its rounds."""
+    """What a run would have given, had it ended after each of its pictures."""
     tries, best, seconds = [], record.rounds[0], 0.0
     for entry in record.rounds:
         best = entry if entry.helped else best

@@ -4,7 +4,7 @@ After the paper's section on reflection (arXiv 2506.18871): the model looks at w
 draws once more. The paper reports two ways in which that fails, and the loop is built against both. *Over-reflection*,
 faults found in a right picture: a correction is only followed where the verifier's own questions leave room for a
 fault. *A wrong reflection followed*: a round must be judged better than the best before it, else it is set aside, so
-the result is never one that was judged worse than an earlier round; and the loop ends where no way to correct helps.
+the result is never one that was judged worse than an earlier round; and a reflection that does not help ends the loop.
 The opposite of the first, a wrong picture called right, has its guard too: one that the verifier's questions speak
 clearly against is drawn again.
 """
@@ -17,7 +17,7 @@ from ..errors import ReflectionError
 from .bench import Bench, OnRound, OnStage
 from .opinion import Reflection, Reflector, Verdict
 from .record import Record, Round, Stop
-from .redraw import Redraw, first_plan, next_plan
+from .redraw import Redraw, first_plan, plan_for, ways
 from .score import Verifier
 from .task import Drawer, Editor, Task
 
@@ -54,10 +54,9 @@ def reflect(
         drawer, editor: Draw and edit; without an editor the drawer edits too.
         reflector: Says what is wrong.
         verifier: Scores, and thereby decides what is best.
-        rounds: Corrections at most, 0..5. With 0 the picture is drawn and judged, not corrected.
-        redraw: How corrections are carried out. In one way, the first round that does not help is the last; where it is
-            open, the first after which the other way does not help either.
-        seed: Of round 0; round i has `seed + i`, so that drawing again does not draw the same.
+        rounds: Reflections that are followed at most, 0..5. With 0 the picture is drawn and judged, not corrected.
+        redraw: How they are followed: in one way, or with `Redraw.AUTO` in both, until the picture is right.
+        seed: Of the first picture; picture i has `seed + i`, so that drawing again does not draw the same.
         correction: The user's own words for the first correction; they are followed without asking.
         overrule: Chance 0..1 of every requirement from which on the verifier overrules a fault; above 1 never.
         doubt: Chance 0..1 of a requirement below which the verifier does not take a picture for right; at 0 never. With
@@ -86,21 +85,22 @@ def reflect(
         on_round=on_round,
     )
     limits = (overrule, 0.0 if redraw is Redraw.EDIT else doubt)
-    patience = 2 if redraw is Redraw.AUTO else 1
     with bench.at_work():
         current = _start(bench, seed)
-        spoken, last, missed = _spoken(correction), None, 0
+        spoken = _spoken(correction)
         for _ in range(rounds):
             if spoken is None and (stop := _reason_to_stop(current, *limits)) is not None:
                 record.stop = stop
                 return record
-            said, next_seed = spoken or current.reflection, seed + len(record.rounds)
-            plan = next_plan(record.task, said, current.picture, redraw, next_seed, last)
-            made = bench.make(plan, parent=current.index)
-            last, missed = plan.origin, 0 if made.helped else missed + 1
-            if made.helped:
-                current, spoken = made, None
-            elif missed == patience:
+            before, said, spoken = current, spoken or current.reflection, None
+            for way in ways(record.task, said, redraw):
+                plan = plan_for(record.task, said, before.picture, way, seed + len(record.rounds))
+                made = bench.make(plan, parent=before.index)
+                if made.helped:
+                    current = made
+                    if _reason_to_stop(made, *limits) is not None:
+                        break
+            if current is before:
                 record.stop = Stop.NO_HELP
                 return record
         record.stop = _reason_to_stop(current, *limits) or Stop.OUT_OF_ROUNDS

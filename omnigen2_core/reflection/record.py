@@ -38,7 +38,7 @@ class Round:
         index: Its place in the record, from 0.
         picture: The picture.
         origin, prompt, seed: How it was made; a given picture may have no seed.
-        parent: Index of the round whose reflection it follows; None for a first drawing.
+        parent: Index of the round whose reflection it follows, perhaps as others do; None for a first drawing.
         score: The verifier's judgement; without a value where there is none.
         reflection: What was said of it; None where nothing was asked, as in best of N.
         helped: Whether it was judged better than the best before it; None where there was none.

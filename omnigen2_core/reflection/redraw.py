@@ -14,7 +14,7 @@ from .task import Task
 
 
 class Redraw(str, Enum):
-    """The user's choice. `AUTO` edits attributes and draws layouts again, and where that does not do, the other way round."""
+    """The user's choice. `AUTO` edits attributes and draws layouts again, and where that does not do, the other way too."""
 
     AUTO = "auto"
     EDIT = "edit"
@@ -70,26 +70,26 @@ def corrected_prompt(task: Task, reflection: Reflection) -> str:
     return f"{task.instruction}\nMind this above all: {reflection.correction}"
 
 
-def next_plan(
-    task: Task, reflection: Reflection, picture: Image.Image, redraw: Redraw, seed: int, last: Origin | None = None
-) -> Plan:
-    """The drawing that follows a reflection. Without a correction, as of a picture that only the judge finds wrong, the
-    instruction is drawn again.
+def ways(task: Task, reflection: Reflection, redraw: Redraw) -> tuple[Redraw, ...]:
+    """How a reflection is followed: in these ways, one after the other, until the picture is right.
 
-    An edit gets the picture alone: references beside it would turn the edit into a composition, and shift the numbers
-    by which the correction speaks of images. So where a task has references and the correction speaks of one, `AUTO`
-    draws again. After a round of this run, which came about as `last` says and did not make the picture right, it takes
-    the other way.
+    `AUTO` begins with the way that suits the correction. An edit gets the picture alone: references beside it would
+    turn the edit into a composition, and shift the numbers by which the correction speaks of images. So where a task has
+    references and the correction speaks of one, it only draws again. So does every choice where there is no correction,
+    as of a picture that nobody but the judge finds wrong.
     """
-    if redraw is Redraw.AUTO:
-        needs_reference = bool(task.references) and _REFERENCE.search(reflection.correction) is not None
-        if last is Origin.EDITED or needs_reference:
-            redraw = Redraw.AGAIN
-        elif last is not None:
-            redraw = Redraw.EDIT
-        else:
-            scope = reflection.scope or guess_scope(reflection.correction)
-            redraw = Redraw.AGAIN if scope is Scope.LAYOUT else Redraw.EDIT
-    if redraw is Redraw.EDIT and reflection.correction:
+    if not reflection.correction:
+        return (Redraw.AGAIN,)
+    if redraw is not Redraw.AUTO:
+        return (redraw,)
+    if task.references and _REFERENCE.search(reflection.correction):
+        return (Redraw.AGAIN,)
+    scope = reflection.scope or guess_scope(reflection.correction)
+    return (Redraw.AGAIN, Redraw.EDIT) if scope is Scope.LAYOUT else (Redraw.EDIT, Redraw.AGAIN)
+
+
+def plan_for(task: Task, reflection: Reflection, picture: Image.Image, way: Redraw, seed: int) -> Plan:
+    """The drawing that follows a reflection in one of its `ways`."""
+    if way is Redraw.EDIT:
         return Plan(Origin.EDITED, reflection.correction, (picture,), seed % SEEDS)
     return Plan(Origin.AGAIN, corrected_prompt(task, reflection), task.references, seed % SEEDS)
