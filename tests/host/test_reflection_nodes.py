@@ -100,13 +100,15 @@ def test_the_page_is_told_of_every_stage_and_round_as_they_come(server, folder):
 
 
 def test_out_of_rounds(server, folder):
-    made, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, MISPLACED, 0.5, WRONG, 0.7)
-    assert values_of(made, "origin") == [("drawn",), ("edited",), ("drawn again",)]
-    assert (made["best"], made["stop"]) == (2, "all rounds were used")
+    made, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, MISPLACED, 0.5, WRONG, 0.4, WRONG, 0.7, WRONG, 0.6, rounds=2)
+    assert values_of(made, "origin", "parent") == [
+        ("drawn", None), ("edited", 0), ("drawn again", 0), ("drawn again", 1), ("edited", 1)
+    ]  # fmt: skip
+    assert (made["best"], made["stop"]) == (3, "all rounds were used")
 
 
 def test_a_round_that_does_not_help_is_set_aside(server, folder):
-    made, *_ = run_loop(server, folder, WRONG, ASKED, 0.5, RIGHT, 0.1, rounds=5)
+    made, *_ = run_loop(server, folder, WRONG, ASKED, 0.5, RIGHT, 0.1, rounds=5, redraw="edit")
     assert (made["best"], made["stop"], len(made["rounds"])) == (0, "the last round did not help", 2)
 
 
@@ -252,7 +254,7 @@ def test_cancelling_between_pictures_keeps_those_that_are_drawn(server, folder):
 
 
 def test_a_picked_round_is_gone_on_from(server, folder):
-    first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, MISPLACED, 0.5, rounds=1)
+    first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, MISPLACED, 0.5, rounds=1, redraw="edit")
     made, *_ = run_loop(server, folder, RIGHT, ASKED, 0.9, pick=0, earlier_rounds=json.dumps(first), rounds=1)
     assert made["rounds"][:2] == first["rounds"] and made["pictures"][:2] == first["pictures"]
     assert values_of(made, "origin", "parent", "seed")[2] == ("edited", 0, 9)
@@ -260,8 +262,8 @@ def test_a_picked_round_is_gone_on_from(server, folder):
 
 
 def test_the_picked_round_goes_out_where_going_on_does_not_help(server, folder):
-    first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, MISPLACED, 0.5, rounds=1)
-    made, *_ = run_loop(server, folder, RIGHT, ASKED, 0.1, pick=0, earlier_rounds=json.dumps(first), rounds=1)
+    first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, MISPLACED, 0.5, rounds=1, redraw="edit")
+    made, *_ = run_loop(server, folder, RIGHT, ASKED, 0.1, pick=0, earlier_rounds=json.dumps(first), rounds=1, redraw="edit")
     assert (made["best"], made["stop"]) == (0, "the last round did not help")
 
 
