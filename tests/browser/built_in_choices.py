@@ -57,7 +57,7 @@ THUMBNAILS = {
         "A large red ring on the left, a small blue cross at the top, a large yellow square in the middle and a small white circle at the bottom right "
         "on a black background",
         [],
-        {"seed": 3, "steps": 3, **REFLECT_EDITS},
+        {"seed": 29, "steps": 3, **REFLECT_EDITS},
     ),
     "OmniGen2-best-of-four": (
         "A small green triangle at the top right, a large purple circle in the middle, a small red square on the left and a large blue ring at the "
