@@ -106,6 +106,12 @@ def test_of_both_ways_the_better_picture_is_gone_on_with():
     assert record.stop is Stop.SATISFIED and record.best_index == 3
 
 
+def test_both_ways_begin_at_the_picture_that_was_reflected_on():
+    _, drawer = run([20, 40, 70], MISPLACED, FAULT, RIGHT, rounds=1)
+    prompt, references, _ = drawer.calls[2]
+    assert prompt == MISPLACED.correction and [quality_of(image) for image in references] == [20]
+
+
 def test_a_round_that_changes_nothing_does_not_help():
     record, _ = run([60, 60], FAULT, rounds=5, redraw=Redraw.EDIT)
     assert record.stop is Stop.NO_HELP and record.best_index == 0
@@ -147,9 +153,10 @@ def test_a_requirement_without_an_answer_overrules_nothing():
 # A wrong picture called right
 
 
-def test_a_picture_that_is_called_right_against_the_verifier_is_drawn_again():
-    record, drawer = run([20, 90], RIGHT, rounds=5)
-    assert qualities(record) == [20, 90] and record.stop is Stop.SATISFIED and record.best_index == 1
+@pytest.mark.parametrize("held", [0, 20])
+def test_a_picture_that_is_called_right_against_the_verifier_is_drawn_again(held):
+    record, drawer = run([held, 90], RIGHT, rounds=5)
+    assert qualities(record) == [held, 90] and record.stop is Stop.SATISFIED and record.best_index == 1
     assert drawer.calls[1] == ("a red circle", (), 1) and record.rounds[1].origin is Origin.AGAIN
     assert record.rounds[0].reflection is RIGHT, "what the model said is kept as it is"
 
