@@ -10,7 +10,7 @@ Shapes: ids and masks [B, L] with 1 = real in the mask; pixel values [patches, c
 
 from __future__ import annotations
 
-from typing import Any, Callable, Collection, Mapping
+from typing import Any, Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -143,16 +143,13 @@ class Qwen2_5_VL(nn.Module):
         if self.visual is None:
             raise CheckpointError(VISION_MISSING)
         self._place_frequencies(pixel_values.device)
-        first = first_alike(pixel_values, grid)
-        looked_at = sorted(set(first))
-        if len(looked_at) < len(first):
-            images = pixel_values.split(grid.prod(dim=1).tolist())
-            pixel_values = torch.cat([images[i] for i in looked_at])
-        output = self.visual(pixel_values.to(self.compute_dtype), grid[looked_at].to(pixel_values.device))
+        images = pixel_values.split(grid.prod(dim=1).tolist())
+        first = first_alike(images, grid)
+        once = sorted(set(first))
+        values = torch.cat([images[i] for i in once]).to(self.compute_dtype)
+        output = self.visual(values, grid[once].to(values.device))
         output = output if isinstance(output, Tensor) else output.pooler_output
-        if len(looked_at) == len(first):
-            return output
-        tokens = dict(zip(looked_at, output.split(token_counts(grid[looked_at], self.config.merge_size))))
+        tokens = dict(zip(once, output.split(token_counts(grid[once], self.config.merge_size))))
         return torch.cat([tokens[i] for i in first])
 
     def forward(
@@ -205,19 +202,15 @@ class Qwen2_5_VL(nn.Module):
         return F.linear(hidden, self.head_weight(hidden.device) if head_weight is None else head_weight)
 
 
-def first_alike(pixel_values: Tensor, grid: Tensor) -> list[int]:
-    """For each preprocessed image the index of the first one that is the same, which for most is its own."""
-    sizes = grid.prod(dim=1).tolist()
-    images = pixel_values.split(sizes)
-    sums = torch.stack([image.sum() for image in images]).tolist()
-    seen: dict[tuple, list[int]] = {}
-    first = []
-    for i, key in enumerate(zip(map(tuple, grid.tolist()), sums)):
-        known = seen.setdefault(key, [])
-        first.append(next((j for j in known if torch.equal(images[i], images[j])), i))
-        if first[-1] == i:
-            known.append(i)
-    return first
+def first_alike(images: Sequence[Tensor], grid: Tensor) -> list[int]:
+    """For each image's patches the index of the first image that is the same, which for most is its own."""
+    # Sums tell most apart in one transfer from the device.
+    keys = list(zip(grid.tolist(), torch.stack([image.sum() for image in images]).tolist()))
+
+    def alike(i: int, j: int) -> bool:
+        return keys[i] == keys[j] and torch.equal(images[i], images[j])
+
+    return [next(j for j in range(i + 1) if j == i or alike(i, j)) for i in range(len(images))]
 
 
 def build_mllm(

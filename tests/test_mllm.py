@@ -92,7 +92,8 @@ def test_images_are_alike_only_if_all_of_them_is():
     # Sums of whole numbers do not depend on their order.
     image, size = torch.arange(32.0).reshape(8, 4), torch.tensor([[1, 2, 4]])
     images = [(image, size), (image.flip(0), size), (image, size.flip(1)), (image.clone(), size)]
-    assert first_alike(*(torch.cat(parts) for parts in zip(*images))) == [0, 1, 2, 0]
+    patches, sizes = zip(*images)
+    assert first_alike(patches, torch.cat(sizes)) == [0, 1, 2, 0]
 
 
 @torch.no_grad()

@@ -65,9 +65,8 @@ def corrected_prompt(task: Task, reflection: Reflection) -> str:
 
     The instruction stays whole, since a correction alone would forget everything that was right.
     """
-    if reflection.prompt or not reflection.correction:
-        return reflection.prompt or task.instruction
-    return f"{task.instruction}\nMind this above all: {reflection.correction}"
+    minded = f"{task.instruction}\nMind this above all: {reflection.correction}"
+    return reflection.prompt or (minded if reflection.correction else task.instruction)
 
 
 def ways(task: Task, reflection: Reflection, redraw: Redraw) -> tuple[Redraw, ...]:

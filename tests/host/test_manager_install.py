@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness import COMFYUI, LAUNCHER, ROOT, Server
+from needed import missing
 
 # Run in the host's Python with the arguments URL, TARGET and, for ComfyUI, --base-directory.
 INSTALL = """
@@ -39,7 +40,7 @@ def repository(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
     if listed.returncode != 0:
-        pytest.skip("not a git clone, so there is nothing to clone from")
+        missing("not a git clone, so there is nothing to clone from")
     for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
         if (ROOT / name).is_file():
             (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
