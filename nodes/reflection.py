@@ -14,7 +14,7 @@ from ..omnigen2_core.reflection import MAX_ROUNDS, Record, Redraw, Round, Stop, 
 from ..omnigen2_core.reflection.best_of import MAX_PICTURES
 from .drawing import HostDrawer
 from .encode import MAX_REFERENCES, OmniGen2Encode
-from .host.judging import JUDGES, WAYS, reflector_of, verifier_of
+from .host.judging import JUDGES, WAYS, onlooker_of, reflector_of, verifier_of
 from .host.notes import output_with_notes
 from .host.prompt import profile_of_clip
 from .host.references import collect_pictures, require_vae
@@ -129,7 +129,8 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
             record, names, notes = Record(task), [], []
         else:
             record, names, notes = picked_record(task, earlier_rounds, pick)
-        reflector, verifier = reflector_of(clip, reflect_by), verifier_of(clip, judge)
+        onlooker = onlooker_of(clip)
+        reflector, verifier = reflector_of(onlooker, reflect_by), verifier_of(onlooker, judge)
         with Rounds(cls, record, names) as shown:
             reflect(
                 record,
@@ -209,7 +210,7 @@ class OmniGen2BestOfN(io.ComfyNode):
     @classmethod
     def execute(cls, clip, prompt, seed, count, judge, images=None, **drawing) -> io.NodeOutput:
         drawer, task, settings = _prepare(clip, prompt, images, drawing)
-        verifier = verifier_of(clip, judge)
+        verifier = verifier_of(onlooker_of(clip), judge)
         record = Record(task)
         with Rounds(cls, record) as shown:
             best_of(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Callable, Collection, Sequence
 
 import torch
@@ -18,6 +20,9 @@ from .vision import PixelConfig, preprocess, token_counts
 
 MAX_IMAGES = 5
 """Pictures in one message: as many as the diffusion transformer takes."""
+
+KEPT_PICTURES = 8
+"""Pictures whose visual tokens are kept: of 1024x1024 pixels 5 MiB each in bf16."""
 
 OnText = Callable[[int, str], None]
 """Gets the row of the batch and the text that it has gained. May raise to cancel."""
@@ -43,11 +48,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts as the model takes them: ids and mask [B, L] padded on the left, pixels and grids of all images."""
+    """Prompts as the model takes them: ids and mask [B, L] padded on the left, visual tokens and grids of all images."""
 
     ids: Tensor
     mask: Tensor
-    pixel_values: Tensor | None
+    visual: Tensor | None
     grid: Tensor | None
 
 
@@ -56,16 +61,22 @@ class Assistant:
     """A model with its tokenizer and its `preprocessor_config.json`.
 
     `device` is where it computes, which a host that moves weights at will has to say; without it, where the weights
-    are.
+    are. The last pictures are looked at once, however often something is asked about them, so weights that change need
+    an assistant of their own, or `forget`.
     """
 
     model: Qwen2_5_VL
     tokenizer: OmniGen2Tokenizer
     pixels: PixelConfig = PixelConfig()
     device: torch.device | None = None
+    _seen: OrderedDict[tuple, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
+    """Visual tokens and grids of the pictures looked at last, by size and content."""
 
+    @torch.no_grad()
     def prepare(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
         """Whole templates and for each its pictures, of any mode and size, in the order of their placeholders.
+
+        The model looks at pictures that it has not seen lately.
 
         Raises:
             CheckpointError: There are pictures and the model cannot see.
@@ -74,17 +85,36 @@ class Assistant:
         """
         device = self.device or next(self.model.parameters()).device
         pictures = [to_rgb(picture) for own in images for picture in own]
-        values = grid = None
+        visual = grid = None
         counts: list[list[int]] = [[] for _ in chats]
         if pictures:
-            if not self.model.has_vision:
-                raise CheckpointError(VISION_MISSING)
-            values, grid = preprocess(pictures, self.pixels)
+            visual, grid = self._look(pictures, device)
             remaining = iter(token_counts(grid, self.pixels.merge_size))
             counts = [[next(remaining) for _ in own] for own in images]
-            values = values.to(device)
         tokens = self.tokenizer.tokenize(chats, image_tokens=counts).padded_left()
-        return PromptBatch(tokens.ids.to(device), tokens.mask.to(device), values, grid)
+        return PromptBatch(tokens.ids.to(device), tokens.mask.to(device), visual, grid)
+
+    def forget(self) -> None:
+        """Drops what is kept of pictures."""
+        self._seen.clear()
+
+    def _look(self, pictures: Sequence[Image.Image], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Visual tokens and grids of RGB pictures; those that are new are looked at together."""
+        if not self.model.has_vision:
+            raise CheckpointError(VISION_MISSING)
+        keys = [(picture.size, blake2b(picture.tobytes()).digest()) for picture in pictures]
+        new = {key: picture for key, picture in zip(keys, pictures) if key not in self._seen}
+        if new:
+            values, grid = preprocess(list(new.values()), self.pixels)
+            tokens = self.model.look(values.to(device), grid).split(token_counts(grid, self.pixels.merge_size))
+            # Copies, so that a picture that is dropped takes its memory along.
+            self._seen.update(zip(new, zip(map(torch.clone, tokens), grid)))
+        for key in keys:
+            self._seen.move_to_end(key)
+        visual, grids = zip(*(self._seen[key] for key in keys))
+        while len(self._seen) > KEPT_PICTURES:
+            self._seen.popitem(last=False)
+        return torch.cat(visual), torch.stack(grids)
 
     def write(
         self,
@@ -123,8 +153,8 @@ class Assistant:
             self.model,
             prompt.ids,
             prompt.mask,
-            prompt.pixel_values,
-            prompt.grid,
+            grid=prompt.grid,
+            visual=prompt.visual,
             max_new_tokens=max_new_tokens,
             stop_ids=stop,
             suppress_ids=suppress_ids,
@@ -140,9 +170,9 @@ class Assistant:
         The model looks at the images; their tokens are then dropped. Nothing is cut. Raises what `prepare` raises.
         """
         prompt = self.prepare([chat], [images])
-        if prompt.pixel_values is None:
+        if prompt.visual is None:
             return encode_text(self.model, prompt.ids, prompt.mask), prompt.mask
-        return encode_with_images(self.model, prompt.ids, prompt.mask, prompt.pixel_values, prompt.grid)
+        return encode_with_images(self.model, prompt.ids, prompt.mask, None, prompt.grid, visual=prompt.visual)
 
     def _check_length(self, prompt: PromptBatch, max_new_tokens: int) -> None:
         if max_new_tokens < 1:

@@ -137,20 +137,13 @@ class Qwen2_5_VL(nn.Module):
     def look(self, pixel_values: Tensor, grid: Tensor) -> Tensor:
         """Visual tokens [sum of rows * columns / merge_size^2, D] of preprocessed images.
 
-        An image that comes several times, as when a batch asks several questions about it, is looked at once. Raises
-        CheckpointError without vision.
+        Raises CheckpointError without vision.
         """
         if self.visual is None:
             raise CheckpointError(VISION_MISSING)
         self._place_frequencies(pixel_values.device)
-        images = pixel_values.split(grid.prod(dim=1).tolist())
-        first = first_alike(images, grid)
-        once = sorted(set(first))
-        values = torch.cat([images[i] for i in once]).to(self.compute_dtype)
-        output = self.visual(values, grid[once].to(values.device))
-        output = output if isinstance(output, Tensor) else output.pooler_output
-        tokens = dict(zip(once, output.split(token_counts(grid[once], self.config.merge_size))))
-        return torch.cat([tokens[i] for i in first])
+        output = self.visual(pixel_values.to(self.compute_dtype), grid.to(pixel_values.device))
+        return output if isinstance(output, Tensor) else output.pooler_output
 
     def forward(
         self,
@@ -200,17 +193,6 @@ class Qwen2_5_VL(nn.Module):
         if self.lm_head is not None:
             return self.lm_head(hidden)
         return F.linear(hidden, self.head_weight(hidden.device) if head_weight is None else head_weight)
-
-
-def first_alike(images: Sequence[Tensor], grid: Tensor) -> list[int]:
-    """For each image's patches the index of the first image that is the same, which for most is its own."""
-    # Sums tell most apart in one transfer from the device.
-    keys = list(zip(grid.tolist(), torch.stack([image.sum() for image in images]).tolist()))
-
-    def alike(i: int, j: int) -> bool:
-        return keys[i] == keys[j] and torch.equal(images[i], images[j])
-
-    return [next(j for j in range(i + 1) if j == i or alike(i, j)) for i in range(len(images))]
 
 
 def build_mllm(
@@ -321,14 +303,21 @@ def encode_text(model: Qwen2_5_VL, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def encode_with_images(
-    model: Qwen2_5_VL, ids: Tensor, mask: Tensor, pixel_values: Tensor, grid: Tensor
+    model: Qwen2_5_VL,
+    ids: Tensor,
+    mask: Tensor,
+    pixel_values: Tensor | None,
+    grid: Tensor,
+    *,
+    visual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Hidden states of the text tokens of prompts with images, as the diffusion transformer reads them.
 
     The model sees the images, then the rows of image tokens are dropped and the others packed left: hidden [B, K, D]
-    with zeros as padding, and mask [B, K]. Raises CheckpointError without vision, PromptError for a wrong prompt.
+    with zeros as padding, and mask [B, K]. `visual` as in `Qwen2_5_VL.forward`. Raises CheckpointError without vision,
+    PromptError for a wrong prompt.
     """
-    hidden = model(ids, mask, pixel_values, grid)
+    hidden = model(ids, mask, pixel_values, grid, visual=visual)
     keep = mask.bool() & (ids != model.config.image_token_id)
     rows = [sample[kept] for sample, kept in zip(hidden, keep)]
     packed = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -350,6 +339,7 @@ def generate_tokens(
     pixel_values: Tensor | None = None,
     grid: Tensor | None = None,
     *,
+    visual: Tensor | None = None,
     max_new_tokens: int,
     stop_ids: Collection[int],
     suppress_ids: Collection[int] = (),
@@ -359,7 +349,7 @@ def generate_tokens(
     """Writes after prompts padded on either side; returns each one's new tokens, with the stop token that ended it.
 
     `sample` chooses tokens [B] from fp32 logits [B, vocabulary] and all ids so far [B, L]; without it the likeliest is
-    taken. `suppress_ids` are never chosen. `on_token` gets the tokens so far after every step and may raise to cancel.
+    taken. `visual` as in `Qwen2_5_VL.forward`. `suppress_ids` are never chosen. `on_token` gets the tokens so far after every step and may raise to cancel.
     """
     from transformers.cache_utils import DynamicCache
 
@@ -368,7 +358,7 @@ def generate_tokens(
     try:
         cache = DynamicCache()
         positions, following = model.rope_positions(ids, mask, grid)
-        hidden = model(ids, mask, pixel_values, grid, positions=positions, cache=cache)
+        hidden = model(ids, mask, pixel_values, grid, visual=visual, positions=positions, cache=cache)
         hidden = last_states(hidden, mask).unsqueeze(1)
         head = model.head_weight(ids.device) if model.lm_head is None else None
         for step in range(max_new_tokens):

@@ -64,13 +64,14 @@ def _beginnings(tokenizer: OmniGen2Tokenizer, forms: Sequence[str]) -> set[int]:
 
 @torch.no_grad()
 def next_token_log_probabilities(
-    model: Qwen2_5_VL, ids: Tensor, mask: Tensor, pixel_values: Tensor | None = None, grid: Tensor | None = None
+    model: Qwen2_5_VL, ids: Tensor, mask: Tensor, visual: Tensor | None = None, grid: Tensor | None = None
 ) -> Tensor:
     """fp32 log-probabilities [B, vocabulary] of the token after prompts padded on either side.
 
-    Raises CheckpointError for images without a vision tower, PromptError when image tokens and images do not match.
+    `visual` is what the model's `look` gives for the images of `grid`. Raises PromptError when image tokens and images
+    do not match.
     """
-    hidden = last_states(model(ids, mask, pixel_values, grid), mask)
+    hidden = last_states(model(ids, mask, grid=grid, visual=visual), mask)
     return model.logits(hidden).float().log_softmax(dim=-1)
 
 
@@ -97,7 +98,7 @@ def ask_yes_no(
         some = asked[start : start + batch]
         chats = [chat_prompt(question, len(own)) for question, own in some]
         prompt = assistant.prepare(chats, [own for _, own in some])
-        log = next_token_log_probabilities(assistant.model, prompt.ids, prompt.mask, prompt.pixel_values, prompt.grid)
+        log = next_token_log_probabilities(assistant.model, prompt.ids, prompt.mask, prompt.visual, prompt.grid)
         pairs = zip(log[:, yes].logsumexp(dim=1).tolist(), log[:, no].logsumexp(dim=1).tolist())
         # Rounding may leave the logarithm of a certainty a little above 0.
         results += [YesNo(min(0.0, log_yes), min(0.0, log_no)) for log_yes, log_no in pairs]

@@ -15,7 +15,6 @@ from omnigen2_core.mllm import (
     build_mllm,
     encode_text,
     encode_with_images,
-    first_alike,
     generate_tokens,
     load_mllm_state_dict,
     parameter_shapes,
@@ -86,27 +85,6 @@ def test_positions_match_the_reference(cases, case):
 def test_visual_tokens_match_the_reference(model, cases, case):
     visual = model.look(cases[f"{case}/pixel_values"], cases[f"{case}/image_grid_thw"])
     assert difference(visual, cases[f"{case}/dbg.visual_tokens"]) <= TOLERANCE
-
-
-def test_images_are_alike_only_if_all_of_them_is():
-    # Sums of whole numbers do not depend on their order.
-    image, size = torch.arange(32.0).reshape(8, 4), torch.tensor([[1, 2, 4]])
-    images = [(image, size), (image.flip(0), size), (image, size.flip(1)), (image.clone(), size)]
-    patches, sizes = zip(*images)
-    assert first_alike(patches, torch.cat(sizes)) == [0, 1, 2, 0]
-
-
-@torch.no_grad()
-def test_an_image_that_comes_several_times_is_looked_at_once(model, cases):
-    a, size = cases["img1/pixel_values"], cases["img1/image_grid_thw"]
-    images = [(a, size), (a.flip(0), size), (a, size), (a, size[:, [0, 2, 1]]), (a.flip(0), size)]
-    values, grid = (torch.cat(parts) for parts in zip(*images))
-    looked_at = []
-    handle = model.visual.register_forward_pre_hook(lambda module, given: looked_at.append(len(given[1])))
-    together = model.look(values, grid)
-    alone = torch.cat([model.look(*image) for image in images])
-    handle.remove()
-    assert looked_at == [3, 1, 1, 1, 1, 1] and difference(together, alone) <= 1e-5
 
 
 @pytest.mark.parametrize("case", IMAGE_CASES)

@@ -7,7 +7,7 @@ from make_checkpoints import golden_config
 from PIL import Image
 from talking import golden_assistant, says
 
-from omnigen2_core.assistant import Assistant
+from omnigen2_core.assistant import KEPT_PICTURES, Assistant
 from omnigen2_core.errors import CheckpointError, PromptError, ReferenceImageError, SizeError
 from omnigen2_core.generation import Sampling
 from omnigen2_core.mllm import build_mllm
@@ -15,6 +15,7 @@ from omnigen2_core.nano.folder import WEIGHTS
 from omnigen2_core.presets import PRESETS
 from omnigen2_core.prompts import chat_prompt
 from omnigen2_core.understanding import ask
+from omnigen2_core.yes_no import ask_yes_no
 
 CHANCE = Sampling(temperature=0.9, top_k=40, top_p=0.95, repetition_penalty=1.1)
 
@@ -59,6 +60,48 @@ def test_prompts_are_the_references_padded_on_the_left(assistant):
     assert prompt.mask[1].tolist() == [0] * (width - len(hello)) + [1] * len(hello)
     assert prompt.ids[0].tolist().count(assistant.tokenizer.special.image_pad) == 2 * 3
     assert prompt.grid.tolist() == [[1, 6, 4]]
+
+
+@pytest.fixture
+def looked_at(assistant):
+    """How many pictures the model has looked at in each of its looks, from here on."""
+    assistant.forget()
+    counts = []
+    handle = assistant.model.visual.register_forward_pre_hook(lambda module, given: counts.append(len(given[1])))
+    yield counts
+    handle.remove()
+
+
+def test_a_picture_is_looked_at_once_however_often_it_is_asked_about(assistant, looked_at):
+    first, second = picture(56, 84, 1), picture(56, 84, 2)
+    chats = [chat_prompt("look", 1)] * 3
+    together = assistant.prepare(chats, [[first], [second], [first.copy()]])
+    assert ask_yes_no(assistant, ["is it?"], [[second]]) and assistant.encode(chat_prompt("draw it", 1), [first])
+    assert looked_at == [2]
+    alone = []
+    for shown in (first, second, first):
+        assistant.forget()
+        alone.append(assistant.prepare(chats[:1], [[shown]]).visual)
+    assert looked_at == [2, 1, 1, 1]
+    torch.testing.assert_close(together.visual, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_only_pictures_that_are_alike_as_a_whole_are_taken_for_one(assistant, looked_at):
+    black = Image.new("RGB", (56, 84))
+    turned = Image.new("RGB", (84, 56))
+    dot = black.copy()
+    dot.putpixel((55, 83), (0, 0, 1))
+    prompt = assistant.prepare([chat_prompt("look", 3)], [[black, turned, dot]])
+    assert looked_at == [3] and prompt.grid.tolist() == [[1, 6, 4], [1, 4, 6], [1, 6, 4]]
+
+
+def test_of_many_pictures_the_last_are_kept(assistant, looked_at):
+    pictures = [picture(56, 56, seed) for seed in range(KEPT_PICTURES + 2)]
+    for shown in (*pictures, pictures[-1], pictures[2], pictures[0], pictures[2], pictures[3]):
+        assistant.prepare([chat_prompt("look", 1)], [[shown]])
+    # The first two are gone; seeing the first again takes the place of what was asked about longest ago, the fourth.
+    assert len(looked_at) == len(pictures) + 2
+    assert len(assistant.prepare([chat_prompt("look", len(pictures))], [pictures]).grid) == len(pictures)
 
 
 def test_every_image_changes_the_answer(assistant):

@@ -55,20 +55,29 @@ class Blind:
         return None
 
 
-def reflector_of(clip: Any, way: str) -> Reflector:
+def onlooker_of(clip: Any) -> HostAssistant | Blind:
+    """The encoder of a CLIP if it can look at pictures, else why it cannot. Whoever shares it looks at a picture once."""
+    try:
+        assistant = assistant_of(clip)
+        require_vision(assistant.encoder.part.info)
+    except (CheckpointError, PromptError) as error:
+        return Blind(str(error))
+    return assistant
+
+
+def reflector_of(onlooker: HostAssistant | Blind, way: str) -> Reflector:
     """Who looks at a picture and says what is wrong: the encoder, in one of WAYS, or `Blind` where it cannot look.
 
     "auto" takes the trained form where the weights' profile says that they were fine-tuned to it.
     """
-    assistant = _seeing(clip)
-    if isinstance(assistant, Blind):
-        return assistant
-    if way == "trained" or (way == "auto" and _is_trained(assistant)):
-        return TrainedReflector(assistant_writer(assistant, on_step=_check_cancelled))
-    return PromptedReflector(host_looker(assistant).ask)
+    if isinstance(onlooker, Blind):
+        return onlooker
+    if way == "trained" or (way == "auto" and _is_trained(onlooker)):
+        return TrainedReflector(assistant_writer(onlooker, on_step=_check_cancelled))
+    return PromptedReflector(host_looker(onlooker).ask)
 
 
-def verifier_of(clip: Any, judge: str) -> Verifier:
+def verifier_of(onlooker: HostAssistant | Blind, judge: str) -> Verifier:
     """Who scores pictures: the encoder, `Blind` where it cannot look, or the endpoint that the environment names.
 
     Weights that were fine-tuned to reflect are asked what they were taught, whichever way the reflector takes.
@@ -77,11 +86,10 @@ def verifier_of(clip: Any, judge: str) -> Verifier:
     """
     if judge == "own_endpoint":
         return QuestionVerifier(_cancellable(Endpoint.from_environment().looker()))
-    assistant = _seeing(clip)
-    if isinstance(assistant, Blind):
-        return assistant
-    looker = host_looker(assistant)
-    return trained_verifier(looker) if _is_trained(assistant) else QuestionVerifier(looker)
+    if isinstance(onlooker, Blind):
+        return onlooker
+    looker = host_looker(onlooker)
+    return trained_verifier(looker) if _is_trained(onlooker) else QuestionVerifier(looker)
 
 
 def host_looker(assistant: HostAssistant) -> Looker:
@@ -102,16 +110,6 @@ def host_looker(assistant: HostAssistant) -> Looker:
 
 def _is_trained(assistant: HostAssistant) -> bool:
     return assistant.encoder.profile.trained_reflection
-
-
-def _seeing(clip: Any) -> HostAssistant | Blind:
-    """The encoder of a CLIP if it can look at pictures, else why it cannot."""
-    try:
-        assistant = assistant_of(clip)
-        require_vision(assistant.encoder.part.info)
-    except (CheckpointError, PromptError) as error:
-        return Blind(str(error))
-    return assistant
 
 
 def _cancellable(looker: Looker) -> Looker:

@@ -188,9 +188,11 @@ def draw_hard(seed: int, number: int) -> Hard:
 
 
 def run_both(tools: Tools, drawer: RememberingDrawer, hard: Hard, seeds: int) -> tuple[r.Record, r.Record]:
-    """The reflection loop on a prompt, and the best of several seeds from the same first one on."""
+    """The reflection loop on a prompt, and the best of several seeds from the same first one on. Both look for themselves."""
     task, seed = r.Task(hard.task.prompt), hard.seed
+    tools.assistant.forget()
     loop = r.reflect(task, drawer, tools.reflector, tools.verifier, rounds=ROUNDS, seed=seed)
+    tools.assistant.forget()
     return loop, r.best_of(task, drawer, tools.verifier, range(seed, seed + seeds))
 
 

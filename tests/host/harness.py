@@ -232,9 +232,16 @@ class Server:
         self.post("/interrupt")
 
     def free(self) -> None:
-        """Have all models unloaded and all results dropped, and wait until the server's loop has done it."""
+        """Have all models unloaded and all results dropped, and wait until the server's loop has done it.
+
+        The loop looks at what it was told after every prompt, but may miss being woken for it. When a second prompt has ended,
+        it has looked after the first.
+        """
         self.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(1.5)
+        graph = Graph()
+        graph.add("PreviewAny", source="freed")
+        for _ in range(2):
+            self.wait(self.queue(graph))
 
     # ---- prompts
 

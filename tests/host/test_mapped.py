@@ -105,20 +105,12 @@ def test_free_lets_go_of_all_files(server, golden):
         cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
     )  # fmt: skip
     graph.add("PreviewImage", images=graph.add("VAEDecode", vae=loaded[2], samples=sampled[0])[0])
-    free(server, name)
+    server.free()
     server.run(graph)
     # The golden encoder is stored in fp32 and so is a copy here.
     assert mapped(server, name) == {"transformer", "vae"}
-    assert free(server, name) == set()
-
-
-def free(server, name: str) -> set[str]:
-    """What is still mapped after the server was told, more than once as it may not hear it between two prompts."""
-    for _ in range(5):
-        server.free()
-        if not (left := mapped(server, name)):
-            break
-    return left
+    server.free()
+    assert mapped(server, name) == set()
 
 
 def mapped(server, name: str) -> set[str]:
