@@ -7,13 +7,15 @@ import torch
 from PIL import Image
 
 from omnigen2_core.mllm import build_mllm
-from omnigen2_core.nano import encoder, looking, seeing
+from omnigen2_core.nano import encoder, looking, seeing, train
 from omnigen2_core.nano.drawn import Drawn
 from omnigen2_core.nano.faults import RIGHT, draw_spoiled
+from omnigen2_core.nano.folder import WEIGHTS
 from omnigen2_core.nano.judge import look_at_cells
 from omnigen2_core.nano.questions import KINDS, ask_about
 from omnigen2_core.nano.tokens import build_tokenizer
 from omnigen2_core.nano.world import PLACES, Scene, Thing, draw_scene
+from omnigen2_core.training import Workers
 from omnigen2_core.vision import preprocess
 
 
@@ -255,6 +257,46 @@ def test_a_text_model_that_does_not_move_is_asked_for_words_alone(tokenizer, par
         total.backward()
     assert all(p.grad is not None and p.grad.any() for p in model.visual.parameters())
     assert all(p.grad is None for p in model.model.parameters())
+
+
+def test_a_tower_that_does_not_move_is_not_asked_what_it_sees(tokenizer, parts):
+    model = small_tower(tokenizer, 96, 256, 4)
+    model.model.requires_grad_(True)
+    loss = looking.looking_loss(model, seeing.Eyes(), model)
+    total, figures = loss(parts["answer"], torch.Generator())
+    assert {"answer_pointed", "answer_found", "placed_right", "answer_loss"} <= figures.keys() and "seeing" not in figures
+    total.backward()
+    assert all(p.grad is None for p in model.visual.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.model.layers.parameters())
+    kinds = [part.kind for part in looking.Examples(tokenizer, (), looking.TEXT_MIX).batch(0, random.Random(1))]
+    assert kinds == ["held", "decision", "answer", "reflection", "verdict"]
+
+
+@pytest.mark.parametrize("moves", ["all", "eyes", "text"])
+def test_what_look_moves_is_as_told(moves, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_own", lambda folder: ())
+    trainer = train.train_look(tmp_path, looking.RECIPE, Workers(), WEIGHTS, moves=moves)
+    parts = {name.split(".")[1] for name in trainer.parameters if name.startswith("mllm.")}
+    assert parts == {"all": {"visual", "model"}, "eyes": {"visual"}, "text": {"model"}}[moves]
+
+
+def test_what_was_found_is_learnt_as_a_place(tokenizer):
+    """The end of a question holds the cell whose tokens it has looked at, after the same layer."""
+    examples, eyes = looking.Examples(tokenizer, ()), seeing.Eyes()
+    scene = Scene("red", (Thing(5, "blue", "ring", "small"),))
+    part = examples._finish("answer", [examples._talk(random.Random(8), scene, ["where"], [seeing.View.of_scene(scene)])])
+    model = small_tower(tokenizer, 96, 256, 4)
+    values = model.model.layers[looking.POINTED_IN].self_attn.v_proj.weight.requires_grad_(True)
+    loss = looking.looking_loss(model, eyes, model)
+    with torch.no_grad():
+        eyes.found.bias.zero_()[3] = 5.0
+    assert loss(part, torch.Generator())[1]["answer_found"] == 0
+    for _ in range(20):
+        model.zero_grad()
+        loss(part, torch.Generator())[0].backward()
+        with torch.no_grad():
+            values.sub_(0.05 * values.grad.sign())
+    assert loss(part, torch.Generator())[1]["answer_found"] == 1
 
 
 def test_a_picture_may_come_twice_in_a_part(tokenizer):

@@ -47,6 +47,9 @@ POINTED_IN = 4
 visual tokens what they show and where they are; the comparison and the answer follow from what is found."""
 POINTING = 0.5
 """What that counts in the loss. Without it a thing is found by its place at once, but by its looks hardly ever."""
+FOUND = 0.5
+"""What it counts that a question's end knows after this layer which cell it has found. Looks are told of what was found by
+themselves, but a place hardly ever."""
 WRONG = 4.0
 """How much more a token counts in the comparison whose cell or thing is not as told: in judging most are."""
 ASKED = {"caption": 2, "count": 1, "ground": 1, "place": 5, "where": 8, "colour": 8, "shape": 5, "yes_no": 7}
@@ -111,6 +114,8 @@ class Mix:
     sights: int = 64
 
 
+TEXT_MIX = Mix(questions=20, reflections=20, verdicts=16, sights=0)
+"""Where the text model alone moves: what is seen is given."""
 SEEING_MIX = Mix(held=0, questions=8, told=0, decisions=0, reflections=24, verdicts=24, sights=48)
 """Where the vision tower alone moves: what is told without a picture does not depend on it."""
 
@@ -145,7 +150,8 @@ class Examples:
             "reflection": ([self._reflection(rng, again) for _ in range(mix.reflections)], ()),
             "verdict": ([self._verdict(rng) for _ in range(mix.verdicts)], ()),
         }
-        return [self._finish(kind, *part) for kind, part in parts.items() if part[0]] + self.sights.batch(step, rng)
+        seen = self.sights.batch(step, rng) if mix.sights else []
+        return [self._finish(kind, *part) for kind, part in parts.items() if part[0]] + seen
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -275,11 +281,11 @@ def is_usual(views: Sequence[View]) -> bool:
 def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
     """Next-token loss on what the model should write, what its eyes and middle layers should know, and the hold.
 
-    What middle layers should know is not asked of a text model that does not move.
+    What middle layers should know is not asked of a text model that does not move, nor what is seen of a vision tower.
     """
-    moves = any(parameter.requires_grad for parameter in model.model.parameters())
+    moves, sees = (any(p.requires_grad for p in part.parameters()) for part in (model.model, model.visual))
     states: dict[int, Tensor] = {}
-    for after in (PLACED_AFTER, COMPARED_AFTER):
+    for after in {PLACED_AFTER, COMPARED_AFTER, POINTED_IN + 1}:
         model.model.layers[after - 1].register_forward_hook(
             lambda module, given, out, after=after: states.__setitem__(after, out if isinstance(out, Tensor) else out[0])
         )
@@ -346,7 +352,7 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             counts = token_counts(grid, PIXELS.merge_size)
             default = [c == 36 and v.pixels.shape[:2] == DEFAULT_SIZE for c, v in zip(counts, part.views)]
             chosen = torch.cat([torch.full((c,), d) for c, d in zip(counts, default)])
-            if any(default):
+            if any(default) and sees:
                 sight, _ = eyes.seeing_loss(seen[chosen], [v for v, d in zip(part.views, default) if d])
                 total, figures["seeing"] = total + 0.3 * sight, sight.item()
             if any(default) and moves:
@@ -362,6 +368,10 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             pointing, share = pointing_loss(part, looks[0])
             total = total + POINTING * pointing
             figures[f"{part.kind}_pointed"] = share
+            ends = part.pointed >= 0
+            found, wanted = eyes.found(states[POINTED_IN + 1][ends]), part.pointed[ends]
+            total = total + FOUND * F.cross_entropy(found, wanted)
+            figures[f"{part.kind}_found"] = (found.argmax(-1) == wanted).float().mean().item()
         learn = part.learn[:, 1:].bool()
         if learn.any():
             logits, wanted = model.logits(hidden[:, :-1][learn]).float(), part.ids[:, 1:][learn]

@@ -88,7 +88,7 @@ class Eyes(nn.Module):
         super().__init__()
         self.seen = nn.ModuleDict({name: nn.Linear(width, count) for name, count in SEEN.items()})
         self.margins = nn.Linear(width, len(MARGINS))
-        self.placed = nn.Linear(width, len(PLACES))
+        self.placed, self.found = (nn.Linear(width, len(PLACES)) for _ in range(2))
         self.compared = nn.ModuleDict({"cell": nn.Linear(width, 2), "thing": nn.Linear(width, 2)})
 
     def seeing_loss(self, visual: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:

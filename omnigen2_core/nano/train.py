@@ -173,20 +173,20 @@ def train_see(runs: Path, recipe: Recipe, workers: Workers, start: Path | None =
 
 
 def train_look(
-    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None, *, eyes_only: bool = False
+    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None, *, moves: str = "all"
 ) -> Trainer:
     """The whole encoder, its prompts' states held to those that it had, or to those of the model folder `held`.
 
-    With `eyes_only` the vision tower moves alone, so that states of prompts without pictures stay what they are.
+    `moves`: "eyes" for the vision tower alone, so that states of prompts without pictures stay what they are, "text" for all
+    but the tower.
     """
     model, eyes = _build_encoder(runs, start, looks=False), _load_eyes(runs)
     teacher = _teacher(held) if held else _build_encoder(runs, start, looks=False).requires_grad_(False)
-    if eyes_only:
-        model.requires_grad_(False)
-    moves = "mllm." + (VISUAL if eyes_only else "")
-    parameters = {f"mllm.{name}": p for name, p in model.named_parameters() if f"mllm.{name}".startswith(moves)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(moves == "all" or name.startswith(VISUAL) == (moves == "eyes"))
+    parameters = {f"mllm.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
-    mix = looking.SEEING_MIX if eyes_only else looking.Mix()
+    mix = {"all": looking.Mix(), "eyes": looking.SEEING_MIX, "text": looking.TEXT_MIX}[moves]
     examples = looking.Examples(build_tokenizer(), load_own(runs / "drawn"), mix, rank=workers.rank, workers=workers.count)
     loss = looking.looking_loss(model.train(), eyes, teacher)
     hidden = [name for name in encoder.hidden_matrices(model, "mllm.") if name in parameters]
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
     parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's learning rates")
     parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with; see keeps to its vision tower")
-    parser.add_argument("--eyes-only", action="store_true", help="look moves the vision tower alone")
+    parser.add_argument("--moves", choices=("all", "eyes", "text"), default="all", help="what look trains: the vision tower, all but it, or both")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -306,7 +306,7 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
             options.stage, "--runs", str(options.runs), "--seed", str(options.seed), "--workers", str(options.workers),
             "--steps", str(recipe.steps), *(["--compile"] if options.compile else []),
             "--rate", str(options.rate), *(["--start", str(options.start)] if options.start else []),
-            *(["--held", str(options.held)] if options.held else []), *(["--eyes-only"] if options.eyes_only else []),
+            *(["--held", str(options.held)] if options.held else []), "--moves", options.moves,
         ]  # fmt: skip
         # Started as this process was: through a launcher, where that was needed.
         start = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
@@ -317,7 +317,7 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
             train_see(options.runs, recipe, workers, options.start, options.held).run()
             return
         if options.stage == "look":
-            train_look(options.runs, recipe, workers, options.start, options.held, eyes_only=options.eyes_only).run()
+            train_look(options.runs, recipe, workers, options.start, options.held, moves=options.moves).run()
             return
         reflects = options.stage == "reflect"
         train_transformer(options.runs, recipe, workers, options.start, compiled=options.compile, reflects=reflects).run()
