@@ -152,12 +152,23 @@ def test_what_a_question_is_about_is_where_its_answer_is_found():
     assert None not in kinds["where"] + kinds["place"] and None in kinds["yes_no"]
 
 
-def test_the_end_of_a_question_learns_to_look_at_the_tokens_of_its_cell(tokenizer):
+def test_every_word_of_a_caption_looks_at_the_cell_that_it_tells_of(tokenizer):
+    scene = Scene("red", (Thing(5, "blue", "ring", "small"), Thing(7, "black", "cross", "large")))
+    [view] = [seeing.View.of_scene(scene)]
+    row = looking.Examples(tokenizer, ())._talk(random.Random(8), scene, ["caption"], [view])
+    told = {place: [row.ids[i + 1] for i, at in enumerate(row.pointed) if at == place] for place in (5, 7)}
+    assert tokenizer.decode(told[5]) == "small blue ring at right" and tokenizer.decode(told[7]) == ", large black cross at bottom"
+    assert set(row.pointed) == {-1, 5, 7}
+    nothing = looking.Examples(tokenizer, ())._talk(random.Random(8), Scene("red", ()), ["caption"], [view])
+    assert set(nothing.pointed) == {-1}
+
+
+def test_the_opening_of_an_answer_learns_to_look_at_the_tokens_of_its_cell(tokenizer):
     examples, rng = looking.Examples(tokenizer, ()), random.Random(8)
     scene = Scene("red", (Thing(5, "blue", "ring", "small"),))
     row = examples._talk(rng, scene, ["where", "count"], [seeing.View.of_scene(scene)])
     [at] = [i for i, place in enumerate(row.pointed) if place >= 0]
-    assert row.pointed[at] == 5 and tokenizer.decode([row.ids[at]]).endswith("?")
+    assert row.pointed[at] == 5 and row.learn[at : at + 2] == [False, True]
     assert set(examples._talk(rng, scene, ["where"], [seeing.View.of_scene(scene, (64, 64))]).pointed) == {-1}
 
     config = encoder.config(tokenizer)
@@ -281,7 +292,7 @@ def test_what_look_moves_is_as_told(moves, tmp_path, monkeypatch):
 
 
 def test_what_was_found_is_learnt_as_a_place(tokenizer):
-    """The end of a question holds the cell whose tokens it has looked at, after the same layer."""
+    """The opening of an answer holds the cell whose tokens it has looked at, after the same layer."""
     examples, eyes = looking.Examples(tokenizer, ()), seeing.Eyes()
     scene = Scene("red", (Thing(5, "blue", "ring", "small"),))
     part = examples._finish("answer", [examples._talk(random.Random(8), scene, ["where"], [seeing.View.of_scene(scene)])])

@@ -43,16 +43,16 @@ COMPARED_AFTER = 5
 """Layers of the text model after which a token should know whether its thing or its cell is as told. What belongs together
 in a prompt is bound after four; the last is left for what follows from the comparison."""
 POINTED_IN = 4
-"""The layer, from 0 on, in which a question looks at the cell that it is about. By then its end knows what was asked and
-visual tokens what they show and where they are; the comparison and the answer follow from what is found."""
+"""The layer, from 0 on, in which a token looks at the cell that the next word is about. By then the opening of an answer knows
+what was asked and visual tokens what they show and where they are; the comparison and the word follow from what is found."""
 POINTING = 0.5
 """What that counts in the loss. Without it a thing is found by its place at once, but by its looks hardly ever."""
 FOUND = 0.5
-"""What it counts that a question's end knows after this layer which cell it has found. Looks are told of what was found by
+"""What it counts that such a token knows after this layer which cell it has found. Looks are told of what was found by
 themselves, but a place hardly ever."""
 WRONG = 4.0
 """How much more a token counts in the comparison whose cell or thing is not as told: in judging most are."""
-ASKED = {"caption": 2, "count": 1, "ground": 1, "place": 5, "where": 8, "colour": 8, "shape": 5, "yes_no": 7}
+ASKED = {"caption": 7, "count": 2, "ground": 1, "place": 3, "where": 10, "colour": 5, "shape": 3, "yes_no": 5}
 """How often each kind of question is asked: those that have to find a thing first are learnt last."""
 HOLD = 5.0
 """What the held states' mean square error, as a share of their mean square, counts in the loss."""
@@ -68,7 +68,7 @@ class Row:
     compared: list[int] = field(default_factory=list)
     """For each id -1, or twice the kind's number (cell 0, thing 1) plus whether it is as told."""
     pointed: list[int] = field(default_factory=list)
-    """For each id -1, or the cell of the picture that it should look at."""
+    """For each id -1, or the cell of the picture that it should look at to tell the next."""
 
     def add(
         self,
@@ -192,17 +192,16 @@ class Examples:
         for i, kind in enumerate(kinds):
             question, answer, place = ask_about(rng, scene, kind)
             turn = chat_prompt(before + question, len(views)) if i == 0 else "\n" + user_turn(question) + ASSISTANT_OPENING
-            turn = self._with_places(turn, views if i == 0 else [])
-            encoded = self.tokenizer.encode(turn, add_special_tokens=False)
-            compared, pointed = ([-1] * len(encoded.ids) for _ in range(2))
-            end = turn.rindex(question) + len(question)
-            last = next(j for j, (_, to) in enumerate(encoded.offsets) if to >= end)
-            if kind == "yes_no" and views:
-                compared[last] = 2 + int(answer == "yes")
-            if place is not None and is_usual(views):
-                pointed[last] = place
-            row.add(encoded.ids, compared=compared, pointed=pointed)
-            row.add(self._encode(answer) + self.end, learn=True)
+            turn = self._encode(self._with_places(turn, views if i == 0 else []))
+            # The opening's last token tells the answer's first, each of the answer's the next.
+            told = self.tokenizer.encode(answer, add_special_tokens=False)
+            cells = [place] * len(told.ids)
+            if kind == "caption":
+                cells = cells_told(scene, answer, told.offsets)
+            pointed = [-1 if cell is None or not is_usual(views) else cell for cell in cells]
+            compared = 2 + int(answer == "yes") if kind == "yes_no" and views else -1
+            row.add(turn, compared=[-1] * (len(turn) - 1) + [compared], pointed=[-1] * (len(turn) - 1) + pointed[:1])
+            row.add(told.ids + self.end, learn=True, pointed=[*pointed[1:], -1, -1])
         return row
 
     def _prompt(self, rng: random.Random) -> tuple[str, list[View]]:
@@ -271,6 +270,13 @@ class Examples:
             row.add(encoded.ids, compared=compared)
             row.add(self._encode("no" if faults else "yes") + self.end, learn=True)
         return row
+
+
+def cells_told(scene: Scene, caption: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """For each token of a scene's canonical wording, by its offsets, the cell that it tells of; None for the ground."""
+    ends = [i for i, letter in enumerate(caption) if letter in ",;"]
+    cells = [*(thing.place for thing in scene.things), *[None] * (len(ends) + 1 - len(scene.things))]
+    return [cells[sum(start >= end for end in ends)] for start, _ in offsets]
 
 
 def is_usual(views: Sequence[View]) -> bool:
