@@ -58,7 +58,7 @@ class Studio:
         monkeypatch.setattr("time.perf_counter", self.clock)
         self.hard = draw_hard(5, 0)
         self.lucky, self.sees, self.spoils = lucky, sees, spoils
-        self.drawn = []
+        self.drawn, self.looked = [], []
 
     def draw(self, prompt, references, seed):
         self.drawn.append(seed - self.hard.seed)
@@ -76,13 +76,17 @@ class Studio:
 
     def score(self, shown):
         self.clock.now += self.VERIFY
+        self.looked.append("judge")
         return Score((Check("?", float(not self.sees or self.hard.is_right(shown))),))
 
     def prefer(self, first, second):
         return None
 
+    def forget(self):
+        self.looked.append("forget")
+
     def trial(self, seeds=3):
-        tools = Tools(self.draw, self.reflect, self, assistant=None)
+        tools = Tools(self.draw, self.reflect, self, assistant=self)
         drawer = RememberingDrawer(tools.draw)
         return trials.make_trial(*trials.run_both(tools, drawer, self.hard, seeds), drawer, self.hard.is_right)
 
@@ -146,6 +150,13 @@ def test_the_first_picture_is_drawn_once_for_all_ways(monkeypatch):
     studio = Studio(monkeypatch)
     studio.trial(seeds=3)
     assert Counter(studio.drawn) == {0: 1, 1: 2, 2: 1}, "the edit has a seed that best of N has too"
+
+
+def test_no_way_profits_from_what_the_other_has_looked_at(monkeypatch):
+    """Pictures that were looked at lately cost less, and both begin with the same."""
+    studio = Studio(monkeypatch, lucky=(0,))
+    studio.trial(seeds=2)
+    assert studio.looked == ["forget", "judge", "forget", "judge", "judge"]
 
 
 def test_the_drawer_knows_references_by_identity():
