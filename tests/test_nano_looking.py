@@ -154,7 +154,7 @@ def test_what_a_question_is_about_is_where_its_answer_is_found():
 
 def test_every_word_of_a_caption_looks_at_the_cell_that_it_tells_of(tokenizer):
     scene = Scene("red", (Thing(5, "blue", "ring", "small"), Thing(7, "black", "cross", "large")))
-    [view] = [seeing.View.of_scene(scene)]
+    view = seeing.View.of_scene(scene)
     row = looking.Examples(tokenizer, ())._talk(random.Random(8), scene, ["caption"], [view])
     told = {place: [row.ids[i + 1] for i, at in enumerate(row.pointed) if at == place] for place in (5, 7)}
     assert tokenizer.decode(told[5]) == "small blue ring at right" and tokenizer.decode(told[7]) == ", large black cross at bottom"
