@@ -52,8 +52,8 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     default=2,
                     min=0,
                     max=MAX_ROUNDS,
-                    tooltip="Corrections at most; each is one picture, or with redraw on auto up to two. With 0 the picture "
-                    "is drawn and judged, and not corrected.",
+                    tooltip="Corrections at most; each is one picture, or with redraw on auto up to three. With 0 the "
+                    "picture is drawn and judged, and not corrected.",
                 ),
                 io.Combo.Input(
                     "redraw",
@@ -62,7 +62,7 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     tooltip="How a correction is carried out. edit: the last picture is edited, with the correction as "
                     "the prompt. draw again: a new picture from the prompt and the correction. auto: colours and other "
                     "details are edited; places and numbers are drawn again; where that does not make the picture right, "
-                    "the other way too.",
+                    "the other way too, and where neither makes it better, drawn again once more.",
                 ),
                 io.Combo.Input(
                     "reflect_by",

@@ -87,9 +87,10 @@ def test_a_round_that_makes_it_worse_is_set_aside_and_ends_a_run_that_has_one_wa
 
 
 @pytest.mark.parametrize(("said", "ways"), [(FAULT, [Origin.EDITED, Origin.AGAIN]), (MISPLACED, [Origin.AGAIN, Origin.EDITED])])
-def test_by_itself_it_follows_a_reflection_in_both_ways_before_it_gives_up(said, ways):
-    record, drawer = run([60, 30, 40, 90], said, rounds=5)
-    assert record.stop is Stop.NO_HELP and [entry.origin for entry in record.rounds[1:]] == ways
+def test_by_itself_it_follows_a_reflection_in_both_ways_and_once_more_before_it_gives_up(said, ways):
+    record, drawer = run([60, 30, 40, 50, 90], said, rounds=5)
+    assert record.stop is Stop.NO_HELP and [entry.origin for entry in record.rounds[1:]] == [*ways, Origin.AGAIN]
+    assert len({seed for _, _, seed in drawer.calls}) == 4, "a third drawing with a seed of before would be one of before"
     assert quality_of(record.best.picture) == 60
     edited = next(references for _, references, _ in drawer.calls if references)
     assert quality_of(edited[0]) == 60, "what is corrected is the best, not what was set aside"
@@ -104,6 +105,12 @@ def test_of_both_ways_the_better_picture_is_gone_on_with():
     record, _ = run([20, 40, 30, 70], FAULT, FAULT, FAULT, RIGHT, rounds=5)
     assert [(entry.parent, entry.helped) for entry in record.rounds] == [(None, None), (0, True), (0, False), (1, True)]
     assert record.stop is Stop.SATISFIED and record.best_index == 3
+
+
+def test_the_last_drawing_is_gone_on_with_where_neither_way_made_it_better():
+    record, _ = run([60, 30, 40, 70, 90], FAULT, FAULT, FAULT, FAULT, RIGHT, rounds=2)
+    assert [(entry.parent, entry.helped) for entry in record.rounds[1:]] == [(0, False), (0, False), (0, True), (3, True)]
+    assert record.stop is Stop.SATISFIED and record.best_index == 4
 
 
 def test_both_ways_begin_at_the_picture_that_was_reflected_on():
@@ -121,8 +128,8 @@ def test_whatever_happens_the_result_is_never_clearly_worse_than_an_earlier_roun
     rng = random.Random(4)
     ends = set()
     for _ in range(400):
-        drawn = [rng.randrange(101) for _ in range(11)]
-        said = [rng.choice([FAULT, MISPLACED, RIGHT, Reflection.no_opinion("?")]) for _ in range(11)]
+        drawn = [rng.randrange(101) for _ in range(16)]
+        said = [rng.choice([FAULT, MISPLACED, RIGHT, Reflection.no_opinion("?")]) for _ in range(16)]
         said[0] = FAULT
         verifier = QualityVerifier(preference=rng.choice([None, 0, 1]))
         record, _ = run(drawn, *said, verifier=verifier, rounds=5, redraw=rng.choice(list(Redraw)))
@@ -173,8 +180,8 @@ def test_a_requirement_without_an_answer_casts_no_doubt():
 
 
 def test_a_doubted_picture_that_is_not_bettered_is_what_remains():
-    record, _ = run([20, 10, 5], RIGHT, rounds=5)
-    assert record.stop is Stop.NO_HELP and record.best_index == 0
+    record, drawer = run([20, 10, 5], RIGHT, rounds=5)
+    assert record.stop is Stop.NO_HELP and record.best_index == 0 and len(drawer.calls) == 3
 
 
 def test_no_opinion_is_shown_and_ends_the_run_rather_than_guessing():

@@ -55,7 +55,7 @@ def reflect(
         reflector: Says what is wrong.
         verifier: Scores, and thereby decides what is best.
         rounds: Reflections that are followed at most, 0..5. With 0 the picture is drawn and judged, not corrected.
-        redraw: How they are followed: in one way, or with `Redraw.AUTO` in both, until the picture is right.
+        redraw: How they are followed: in one way and one picture, or with `Redraw.AUTO` in both ways and up to three.
         seed: Of the first picture; picture i has `seed + i`, so that drawing again does not draw the same.
         correction: The user's own words for the first correction; they are followed without asking.
         overrule: Chance 0..1 of every requirement from which on the verifier overrules a fault; above 1 never.
@@ -94,12 +94,14 @@ def reflect(
                 return record
             before, said, spoken = current, spoken or current.reflection, None
             for way in ways(record.task, said, redraw):
-                plan = plan_for(record.task, said, before.picture, way, seed + len(record.rounds))
-                made = bench.make(plan, parent=before.index)
+                made = _redrawn(bench, before, said, way, seed)
                 if made.helped:
                     current = made
                     if _reason_to_stop(made, *limits) is not None:
                         break
+            if current is before and redraw is Redraw.AUTO:
+                made = _redrawn(bench, before, said, Redraw.AGAIN, seed)
+                current = made if made.helped else before
             if current is before:
                 record.stop = Stop.NO_HELP
                 return record
@@ -114,6 +116,11 @@ def _start(bench: Bench, seed: int) -> Round:
     if record.best.judged and record.best.reflection is not None:
         return record.best
     return bench.judge_given(record.best)
+
+
+def _redrawn(bench: Bench, before: Round, said: Reflection, way: Redraw, seed: int) -> Round:
+    plan = plan_for(bench.record.task, said, before.picture, way, seed + len(bench.record.rounds))
+    return bench.make(plan, parent=before.index)
 
 
 def _spoken(correction: str) -> Reflection | None:

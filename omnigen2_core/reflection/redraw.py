@@ -14,7 +14,10 @@ from .task import Task
 
 
 class Redraw(str, Enum):
-    """The user's choice. `AUTO` edits attributes and draws layouts again, and where that does not do, the other way too."""
+    """The user's choice. `AUTO` edits attributes and draws layouts again, and where that does not do, the other way too.
+
+    Where neither makes the picture better, it draws once more: a third seed may do what two did not.
+    """
 
     AUTO = "auto"
     EDIT = "edit"
