@@ -74,9 +74,10 @@ class Canvas:
             self.console.append(f"{message.text} ({message.location.get('url', '')})")
 
     def reset(self) -> None:
-        """An empty workflow and an empty console, for the next test on the same page."""
+        """An empty workflow, the view at its beginning, and an empty console, for the next test on the same page."""
         # Loading, unlike clearing, also leaves a subgraph that is open, and lets go of what Nodes 2.0 knew of the nodes.
-        self.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4})
+        self.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "config": {},
+                   "extra": {"ds": {"scale": 1, "offset": [0, 0]}}, "version": 0.4})
         self.console.clear()
 
     @property
