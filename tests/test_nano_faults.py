@@ -1,14 +1,15 @@
 """Faults are found where pictures are wrong, and their words name them and what mends them."""
 
+import math
 import random
 
 import numpy as np
 from PIL import Image
 
 from omnigen2_core.nano.drawn import draw_own, load_own
-from omnigen2_core.nano.faults import RIGHT, Spoiled, cells_of, corrections, draw_spoiled, find_faults, reflection, render_spoiled, touched
+from omnigen2_core.nano.faults import RIGHT, Spoiled, cells_of, corrections, draw_spoiled, find_faults, leeway, reflection, render_spoiled, touched
 from omnigen2_core.nano.judge import look, look_at_cells, matches
-from omnigen2_core.nano.world import PLACES, Scene, Thing, draw_scene, render
+from omnigen2_core.nano.world import DEFAULT_SIZE, PLACES, Scene, Thing, cell_box, draw_scene, render
 from omnigen2_core.reflection.opinion import Verdict
 from omnigen2_core.reflection.trained import Written, read
 
@@ -38,6 +39,27 @@ def test_a_wrong_ground_is_told_apart_from_its_things():
     found = faults_in(WANTED, render(Scene("yellow", WANTED.things)))
     assert [fault.place for fault in found] == [None]
     assert corrections(random.Random(0), found) == "make the background white"
+
+
+def test_a_picture_has_the_more_leeway_the_further_it_is_from_being_judged_otherwise():
+    clear = render(WANTED)
+    left, top, right, bottom = cell_box(BLUE_RING.place, *DEFAULT_SIZE)
+
+    def faded(share):
+        """The picture with its blue ring mixed with the ground by this share."""
+        picture = clear.astype(float)
+        cell = picture[top:bottom, left:right]
+        cell += share * (255 - cell)
+        return picture.round().astype(np.uint8)
+
+    last_right = next(i for i in range(100) if faults_in(WANTED, faded((i + 1) / 100)))
+    near, wrong = leeway(WANTED, faded(last_right / 100)), leeway(WANTED, faded((last_right + 1) / 100))
+    assert not faults_in(WANTED, faded(last_right / 100))
+    assert 0 <= near < 0.1 and 0 <= wrong < 0.1
+    assert leeway(WANTED, clear) > 3 * near
+    assert leeway(WANTED, faded((last_right + 8) / 100)) > 3 * wrong
+    assert leeway(WANTED, render(Scene("yellow", WANTED.things))) == math.inf
+    assert leeway(WANTED, render(Scene("white", (RED_CIRCLE, BLUE_RING.but(colour="green"))))) == math.inf
 
 
 def test_spoiled_pictures_are_seen_alike_with_and_without_looking_at_every_cell():

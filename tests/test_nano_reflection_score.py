@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import random
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -23,11 +24,11 @@ LAUNCHER = Path(__file__).resolve().parent.parent / ".ci" / "launcher.py"
 # The figures
 
 
-def make(first, loop, several=(False,) * 3, accepted=False, loop_seconds=1.0):
+def make(first, loop, several=(False,) * 3, accepted=False, loop_seconds=1.0, leeway=0.0):
     """A trial with results 0 or 1; the n-th seed ends after n seconds."""
     tries = tuple(Try(bool(right), loop_seconds) for right in (first, loop, loop))
     best = tuple(Try(bool(right), float(n)) for n, right in enumerate(several, start=1))
-    return Trial(Try(bool(first), 1.0), tries, best, accepted, Stop.SATISFIED)
+    return Trial(Try(bool(first), 1.0), tries, best, accepted, Stop.SATISFIED, leeway)
 
 
 def test_every_figure_counts_what_its_name_says():
@@ -53,6 +54,19 @@ def test_every_figure_counts_what_its_name_says():
     }
     assert figures.keys() == BARS.keys() | {"one_shot"}
     assert all(f.keys() == {"rate", "n", "low", "high"} and f["low"] <= f["rate"] <= f["high"] for f in figures.values())
+
+
+def test_judging_is_told_for_pictures_that_are_clear_of_the_limits():
+    made = [
+        make(0, 1, accepted=True, leeway=0.01),
+        make(0, 1, accepted=False, leeway=math.inf),
+        make(1, 1, accepted=False, leeway=math.log(1.2)),
+        make(1, 1, accepted=True, leeway=math.log(1.2)),
+        make(1, 1, accepted=True, leeway=0.1),
+    ]
+    lines = [line for line in reflection_score.report(made).splitlines() if line.startswith("judged")]
+    assert lines[0].endswith("missed 50.0% of 2, false alarms 33.3% of 3")
+    assert "20 % from the limits" in lines[3] and lines[3].endswith("missed 0.0% of 1, false alarms 50.0% of 2")
 
 
 def test_a_difference_is_known_the_better_the_more_alike_the_pairs_are():

@@ -88,7 +88,7 @@ class Studio:
     def trial(self, seeds=3):
         tools = Tools(self.draw, self.reflect, self, assistant=self)
         drawer = RememberingDrawer(tools.draw)
-        return trials.make_trial(*trials.run_both(tools, drawer, self.hard, seeds), drawer, self.hard.is_right)
+        return trials.make_trial(*trials.run_both(tools, drawer, self.hard, seeds), drawer, self.hard)
 
 
 def rights(tries):

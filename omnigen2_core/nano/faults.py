@@ -6,6 +6,7 @@ followed whatever is there now, be it a thing of the world or not.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import Sequence
 import numpy as np
 
 from . import wording as w
-from .judge import Cell, look_at_cell
+from .judge import Cell, examine_cell, look_at_cell, look_at_cells
 from .world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, cell_box, coverage, render
 
 RIGHT = "It is right."
@@ -43,6 +44,31 @@ def find_faults(wanted: Scene, ground: str | None, cells: Sequence[Cell]) -> lis
         if cell.doubt or cell.thing != thing:
             faults.append(Fault(place, thing, _name(cell)))
     return faults
+
+
+def leeway(wanted: Scene, picture: np.ndarray) -> float:
+    """How far a picture [height, width, 3] uint8 is from being judged otherwise, as a logarithm (0..; 0: at the limit).
+
+    What the judge measures (its `MARGINS`) misses or keeps a limit by this factor: in a right picture the limit that is
+    kept the least, in a wrong one that which is missed the most. Infinite where no limit decides, as of a wrong colour.
+    """
+    ground, _ = look_at_cells(picture)
+    if ground is None or ground != wanted.ground:
+        return math.inf
+    by_place = {thing.place: thing for thing in wanted.things}
+    kept, missed = [], []
+    for place in range(len(PLACES)):
+        cell, margins = examine_cell(picture, place, ground)
+        thing, (off, there, unexplained, colour, kind) = by_place.get(place), np.abs(margins)
+        if not cell.doubt and cell.thing == thing:
+            kept.append(np.nanmin([off, unexplained, colour, kind, there if thing else np.nan]))
+        elif cell.doubt:
+            missed.append(np.nanmax(margins[[0, 2, 3]]))
+        elif thing is None or cell.thing is None:
+            missed.append(there)
+        else:
+            missed.append(kind if cell.thing.colour == thing.colour else math.inf)
+    return float(max(missed) if missed else min(kept))
 
 
 def touched(faults: Sequence[Fault]) -> frozenset[Thing]:

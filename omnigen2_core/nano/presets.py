@@ -8,8 +8,8 @@ Speed is arithmetic, not time: what the pattern of a run, computed and skipped, 
 1024x1024, against its 50 plain Euler steps. The patterns are kept with the results, so that they can be timed.
 
 The built-in model draws scenes of its world, judged by pixels, in batches of 24; what values decide is decided for a
-batch. The plain path and the presets get 240 problems of each of three kinds, and 48 in a second world of more things
-and other references; other settings get 48, or 24 where they have 50 steps: about 25 minutes on two cores. Any other
+batch. The plain path and the presets get 480 problems of each of three kinds, and 48 in a second world of more things
+and other references; other settings get 48, or 24 where they have 50 steps: about 50 minutes on two cores. Any other
 model draws the tasks of --tasks, one after the other, and its own encoder says whether a picture shows what was asked
 for. Results are kept from batch to batch, and a search goes on where it was stopped.
 """
@@ -56,7 +56,7 @@ def stages(count: int) -> list[Stage]:
         Stage(SECOND, CHOSEN, count // 2),
         Stage(FIRST, tuple(long), count // 4),
         Stage(FIRST, tuple(sorted(short, key=str)), count // 2),
-        Stage(FIRST, CHOSEN, 5 * count // 2),
+        Stage(FIRST, CHOSEN, 5 * count),
     ]
 
 

@@ -41,6 +41,8 @@ LEAST_N = 3
 """Reflection is compared with the best of so many, or of more where so many take less time than reflection."""
 SEEDS = 5
 """Pictures of best of N, as long as N need not be larger."""
+LEEWAYS = (0.0, 0.05, 0.1, 0.2, 0.5)
+"""Judging is also told for pictures that keep or miss the limits of the judge of pixels by at least so much."""
 SHARE = 8
 """Numbers that a process gets at a time. Its questions are one batch, so the size is the same for all processes."""
 PILOT, RESERVE = 3 * SHARE, 1.15
@@ -135,11 +137,22 @@ def report(trials: Sequence[Trial], steps: int = HARD_STEPS) -> str:
             f, label = point.exact, name.replace("N", point.label)
             interval = f"{100 * f['low']:.1f} - {100 * f['high']:.1f}"
             lines.append(f"{label:<46}{100 * f['rate']:>7.1f}%{interval:>18}{point.seconds:>8.2f} s")
+    lines += [judging(trials, math.log(1 + share)) for share in LEEWAYS]
     stops = Counter(trial.stop.value for trial in trials)
     lines += [f"{count:>5}  {reason}" for reason, count in stops.most_common()]
     n = equal_n(trials)
     loop, several = (mean_seconds(tries) for tries in zip(*((t.loop[-1], t.best_of[n - 1]) for t in trials)))
     return "\n".join([*lines, f"reflection takes {loop:.2f} s; compared with best of {n}, {several:.2f} s"])
+
+
+def judging(trials: Sequence[Trial], leeway: float) -> str:
+    """Misses and false alarms where the judge of pixels has at least so much `leeway`, as text."""
+    clear = [trial for trial in trials if trial.leeway >= leeway]
+    wrong, right = ([t for t in clear if t.one_shot.right is verdict] for verdict in (False, True))
+    miss, alarm = figure([t.accepted for t in wrong]), figure([not t.accepted for t in right])
+    what = f"judged {100 * math.expm1(leeway):.0f} % from the limits or more" if leeway else "judged"
+    told = (f"{what} {100 * f['rate']:.1f}% of {f['n']}" for what, f in (("missed", miss), ("false alarms", alarm)))
+    return f"{what:<46}{', '.join(told)}"
 
 
 def draw_figure(trials: Sequence[Trial], steps: int = HARD_STEPS) -> str:

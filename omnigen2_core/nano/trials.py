@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
+import numpy as np
 from PIL import Image
 
 from .. import reflection as r
@@ -26,6 +27,7 @@ from ..vision import PixelConfig
 from . import wording as w
 from .drawn import MENDING
 from .edits import draw_edit
+from .faults import leeway
 from .questions import KINDS, ask
 from .score import Task, judge_task
 from .world import DEFAULT_SIZE, MAX_THINGS, Scene, draw_scene, render
@@ -102,7 +104,8 @@ class Trial:
     """One prompt in all ways, from the same first picture.
 
     `loop` has the result after following 0, 1, ... reflections, the last for ever once it stopped; `best_of` that of 1, 2, ... seeds;
-    `accepted`: whether the loop let the first picture pass; `stop`: why it ended.
+    `accepted`: whether the loop let the first picture pass; `stop`: why it ended; `leeway`: see `faults.leeway`, of the first
+    picture.
     """
 
     one_shot: Try
@@ -110,6 +113,7 @@ class Trial:
     best_of: tuple[Try, ...]
     accepted: bool
     stop: r.Stop
+    leeway: float
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def measure(tools: Tools, seed: int, numbers: Sequence[int], seeds: int, save: P
     for number in numbers:
         hard, drawer = draw_hard(seed, number), RememberingDrawer(tools.draw)
         loop, several = run_both(tools, drawer, hard, seeds)
-        trials.append(make_trial(loop, several, drawer, hard.is_right))
+        trials.append(make_trial(loop, several, drawer, hard))
         if save:
             runs = {"loop": loop, "best_of": several}
             kept = {name: _keep(save, f"{number:04}_{name}", run, hard.is_right) for name, run in runs.items()}
@@ -179,6 +183,10 @@ class Hard:
         """Whether a picture's scene is exact, by its pixels."""
         return judge_task(self.task, self.seed, picture).right
 
+    def leeway(self, picture: Image.Image) -> float:
+        """How far that judgement is from being another, see `faults.leeway`."""
+        return leeway(self.task.wanted, np.asarray(picture.convert("RGB")))
+
 
 def draw_hard(seed: int, number: int) -> Hard:
     """A prompt for as many things as the world has room for."""
@@ -196,16 +204,15 @@ def run_both(tools: Tools, drawer: RememberingDrawer, hard: Hard, seeds: int) ->
     return loop, r.best_of(task, drawer, tools.verifier, range(seed, seed + seeds))
 
 
-def make_trial(
-    loop: r.Record, several: r.Record, drawer: RememberingDrawer, right: Callable[[Image.Image], bool]
-) -> Trial:
-    """What the two runs amount to by the judge `right`."""
-    first = loop.rounds[0].picture
+def make_trial(loop: r.Record, several: r.Record, drawer: RememberingDrawer, hard: Hard) -> Trial:
+    """What the two runs amount to by the judge of pixels."""
+    first, right = loop.rounds[0].picture, hard.is_right
     tries = [made for made, ends in zip(progress(loop, drawer, right), _ends(loop)) if ends]
     tries += tries[-1:] * (1 + ROUNDS - len(tries))
     one_shot = Try(right(first), drawer.seconds(first))
     # Whatever it finds wrong the loop follows at once, so a picture that was not followed up has passed.
-    return Trial(one_shot, tuple(tries), tuple(progress(several, drawer, right)), len(loop.rounds) == 1, loop.stop)
+    accepted, leeway = len(loop.rounds) == 1, hard.leeway(first)
+    return Trial(one_shot, tuple(tries), tuple(progress(several, drawer, right)), accepted, loop.stop, leeway)
 
 
 def _ends(record: r.Record) -> list[bool]:
