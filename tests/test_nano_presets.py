@@ -84,6 +84,7 @@ def test_the_whole_search_has_the_plain_path_and_the_presets_in_both_worlds_and_
         assert {PLAIN, *map(of_preset, PRESETS.values())} <= drawn
     first = {candidate for stage in stages if stage.world == FIRST for candidate in stage.candidates}
     assert {of_preset(preset).without_methods() for preset in PRESETS.values()} <= first
+    assert {stage.world.name for stage in stages} == {FIRST.name, SECOND.name}
     assert set(FIRST.kinds.values()) == {0, 1, 3} and set(SECOND.kinds.values()) == {0, 1, 2}
 
 
