@@ -60,6 +60,12 @@ def test_a_picture_has_the_more_leeway_the_further_it_is_from_being_judged_other
     assert leeway(WANTED, faded((last_right + 8) / 100)) > 3 * wrong
     assert leeway(WANTED, render(Scene("yellow", WANTED.things))) == math.inf
     assert leeway(WANTED, render(Scene("white", (RED_CIRCLE, BLUE_RING.but(colour="green"))))) == math.inf
+    assert leeway(WANTED, render(Scene("white", (RED_CIRCLE,)))) == math.inf
+    both = faded((last_right + 1) / 100)
+    both[:48, :48] = 255
+    assert leeway(WANTED, both) == math.inf, "the clearest fault decides"
+    other = render(Scene("white", (RED_CIRCLE, BLUE_RING.but(shape="circle"))))
+    assert 0 < leeway(WANTED, other) < math.inf
 
 
 def test_spoiled_pictures_are_seen_alike_with_and_without_looking_at_every_cell():

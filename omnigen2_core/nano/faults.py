@@ -15,7 +15,7 @@ from typing import Sequence
 import numpy as np
 
 from . import wording as w
-from .judge import Cell, examine_cell, look_at_cell, look_at_cells
+from .judge import Cell, examine_cell, ground_of, look_at_cell
 from .world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, cell_box, coverage, render
 
 RIGHT = "It is right."
@@ -50,25 +50,26 @@ def leeway(wanted: Scene, picture: np.ndarray) -> float:
     """How far a picture [height, width, 3] uint8 is from being judged otherwise, as a logarithm (0..; 0: at the limit).
 
     What the judge measures (its `MARGINS`) misses or keeps a limit by this factor: in a right picture the limit that is
-    kept the least, in a wrong one that which is missed the most. Infinite where no limit decides, as of a wrong colour.
+    kept the least, in a wrong one that which is missed the most. Infinite where no limit lies between what is seen and
+    what is wanted, as with another colour, or a whole thing that is missing.
     """
-    ground, _ = look_at_cells(picture)
+    ground = ground_of(picture)
     if ground is None or ground != wanted.ground:
         return math.inf
-    by_place = {thing.place: thing for thing in wanted.things}
-    kept, missed = [], []
-    for place in range(len(PLACES)):
-        cell, margins = examine_cell(picture, place, ground)
-        thing, (off, there, unexplained, colour, kind) = by_place.get(place), np.abs(margins)
-        if not cell.doubt and cell.thing == thing:
-            kept.append(np.nanmin([off, unexplained, colour, kind, there if thing else np.nan]))
-        elif cell.doubt:
-            missed.append(np.nanmax(margins[[0, 2, 3]]))
-        elif thing is None or cell.thing is None:
-            missed.append(there)
-        else:
-            missed.append(kind if cell.thing.colour == thing.colour else math.inf)
-    return float(max(missed) if missed else min(kept))
+    examined = [examine_cell(picture, place, ground) for place in range(len(PLACES))]
+    faults = find_faults(wanted, ground, [cell for cell, _ in examined])
+    if faults:
+        return float(max(_missed_by(fault.wanted, *examined[fault.place]) for fault in faults))
+    off, _, unexplained, colour, kind = np.abs(np.stack([margins for _, margins in examined], axis=1))
+    return float(np.nanmin([off, unexplained, colour, kind]))
+
+
+def _missed_by(wanted: Thing | None, cell: Cell, margins: np.ndarray) -> float:
+    off, there, unexplained, colour, kind = margins
+    if cell.doubt:
+        return there if wanted is None and there > 0 else np.nanmax([off, unexplained, colour])
+    alike = wanted is not None and cell.thing is not None and wanted.colour == cell.thing.colour
+    return kind if alike else math.inf
 
 
 def touched(faults: Sequence[Fault]) -> frozenset[Thing]:

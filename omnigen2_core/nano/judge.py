@@ -65,12 +65,22 @@ class Cell:
 
 def look_at_cells(picture: np.ndarray) -> tuple[str | None, tuple[Cell, ...]]:
     """The ground of a picture [height, width, 3] uint8, None where it has none of the world's, and its nine cells."""
+    nearest, found = _look_at_ground(picture)
+    return (nearest if found else None), tuple(look_at_cell(picture, place, nearest) for place in range(len(PLACES)))
+
+
+def ground_of(picture: np.ndarray) -> str | None:
+    """The ground of a picture [height, width, 3] uint8, None where it has none of the world's."""
+    nearest, found = _look_at_ground(picture)
+    return nearest if found else None
+
+
+def _look_at_ground(picture: np.ndarray) -> tuple[str, bool]:
+    """The world's colour that is nearest to the ground's, and whether it is that."""
     height, width = picture.shape[:2]
     gaps = picture[_gap_mask(width, height)].astype(np.float32) / 255
-    mean = np.median(gaps, axis=0)
-    ground = int(np.abs(_VALUES - mean).max(axis=1).argmin())
-    cells = tuple(look_at_cell(picture, place, _NAMES[ground]) for place in range(len(PLACES)))
-    return (_NAMES[ground] if np.abs(_VALUES[ground] - gaps.mean(axis=0)).max() <= COLOUR_TOLERANCE else None), cells
+    nearest = int(np.abs(_VALUES - np.median(gaps, axis=0)).max(axis=1).argmin())
+    return _NAMES[nearest], bool(np.abs(_VALUES[nearest] - gaps.mean(axis=0)).max() <= COLOUR_TOLERANCE)
 
 
 def look(picture: np.ndarray) -> Sight:

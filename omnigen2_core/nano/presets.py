@@ -39,8 +39,6 @@ from .trade_off_figure import draw_figure
 
 CHOSEN = (PLAIN, *(of_preset(preset) for preset in PRESETS.values() if of_preset(preset) != PLAIN))
 """The plain path, which the preset exact is, and the other presets."""
-
-
 TEXT_ALONE = replace(FIRST, kinds={"t2i_2": FIRST.kinds["t2i_2"]})
 """Text to image loses so little that only three times as many problems as of the others tell it from a point."""
 

@@ -137,7 +137,7 @@ def report(trials: Sequence[Trial], steps: int = HARD_STEPS) -> str:
             f, label = point.exact, name.replace("N", point.label)
             interval = f"{100 * f['low']:.1f} - {100 * f['high']:.1f}"
             lines.append(f"{label:<46}{100 * f['rate']:>7.1f}%{interval:>18}{point.seconds:>8.2f} s")
-    lines += [judging(trials, math.log(1 + share)) for share in LEEWAYS]
+    lines += [judging(trials, share) for share in LEEWAYS]
     stops = Counter(trial.stop.value for trial in trials)
     lines += [f"{count:>5}  {reason}" for reason, count in stops.most_common()]
     n = equal_n(trials)
@@ -145,14 +145,14 @@ def report(trials: Sequence[Trial], steps: int = HARD_STEPS) -> str:
     return "\n".join([*lines, f"reflection takes {loop:.2f} s; compared with best of {n}, {several:.2f} s"])
 
 
-def judging(trials: Sequence[Trial], leeway: float) -> str:
-    """Misses and false alarms where the judge of pixels has at least so much `leeway`, as text."""
-    clear = [trial for trial in trials if trial.leeway >= leeway]
-    wrong, right = ([t for t in clear if t.one_shot.right is verdict] for verdict in (False, True))
-    miss, alarm = figure([t.accepted for t in wrong]), figure([not t.accepted for t in right])
-    what = f"judged {100 * math.expm1(leeway):.0f} % from the limits or more" if leeway else "judged"
-    told = (f"{what} {100 * f['rate']:.1f}% of {f['n']}" for what, f in (("missed", miss), ("false alarms", alarm)))
-    return f"{what:<46}{', '.join(told)}"
+def judging(trials: Sequence[Trial], share: float) -> str:
+    """Misses and false alarms where the judge of pixels is at least such a `share` from its limits, as text."""
+    clear = [trial for trial in trials if trial.leeway >= math.log(1 + share)]
+    miss = figure([trial.accepted for trial in clear if not trial.one_shot.right])
+    alarm = figure([not trial.accepted for trial in clear if trial.one_shot.right])
+    which = f"judged {100 * share:.0f} % from the limits or more" if share else "judged"
+    told = (f"{kind} {100 * f['rate']:.1f}% of {f['n']}" for kind, f in (("missed", miss), ("false alarms", alarm)))
+    return f"{which:<46}{', '.join(told)}"
 
 
 def draw_figure(trials: Sequence[Trial], steps: int = HARD_STEPS) -> str:
