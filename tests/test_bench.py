@@ -17,7 +17,7 @@ from omnigen2_core.bench.inputs import Inputs, random_weights
 from omnigen2_core.bench.results import Claim, Results
 from omnigen2_core.bench.steps import OurSteps, one_of_each
 from omnigen2_core.bench.timing import MOST_ROUNDS, Effort, interleaved
-from omnigen2_core.bench.verdict import FAILS, HOLDS, NOISY, Bar, Estimate, either, estimate
+from omnigen2_core.bench.verdict import BY_FLOOR, FAILS, HOLDS, NOISY, Bar, Estimate, estimate, or_floor
 from omnigen2_core.bench.whole import start_ours, whole_run
 from omnigen2_core.bench.work import Plan, Step
 from omnigen2_core.checkpoints import ModelFolder
@@ -243,8 +243,13 @@ def test_a_bar_holds_by_the_whole_interval(low, high, least, most):
     assert Bar(1.0, at_most=True).verdict(found) == most
 
 
-def test_of_two_bars_one_is_enough():
-    assert either(FAILS, HOLDS) == HOLDS and either(NOISY, FAILS) == NOISY and either(FAILS, FAILS) == FAILS
+@pytest.mark.parametrize(
+    "bar, floor, said",
+    [(HOLDS, FAILS, HOLDS), (HOLDS, HOLDS, HOLDS), (FAILS, HOLDS, BY_FLOOR), (NOISY, HOLDS, BY_FLOOR), (FAILS, NOISY, NOISY),
+     (NOISY, FAILS, NOISY), (FAILS, FAILS, FAILS)],
+)  # fmt: skip
+def test_a_bar_holds_by_itself_or_by_the_floor_and_says_which(bar, floor, said):
+    assert or_floor(bar, floor) == said
 
 
 def test_the_status_asks_for_every_bar_that_was_measured():
@@ -252,6 +257,8 @@ def test_the_status_asks_for_every_bar_that_was_measured():
     results.claims.append(Claim("told", Estimate.exact(0.1)))
     assert results.all_hold
     results.claims.append(Claim.judged("asked", Estimate.exact(2.0), Bar(1.5)))
+    assert results.all_hold
+    results.claims.append(Claim("by the floor", Estimate(1.0, 0.9, 1.1), "×", Bar(1.05), BY_FLOOR))
     assert results.all_hold
     results.claims.append(Claim.judged("noisy", Estimate(1.5, 1.4, 1.6), Bar(1.5)))
     assert not results.all_hold
@@ -314,8 +321,8 @@ def test_kept_patterns_are_those_of_the_presets_as_they_are(tmp_path):
 
     found = written(of_preset(PRESETS["turbo"]))
     assert found.records["turbo", "edit"] == [[Work(0, "cond", "full", 32, True), Work(1, "cond", "image", 32, False)]]
-    assert found.lost["turbo", "three"].value == pytest.approx(50.0) and found.lost["balanced", "t2i"].value == 0
-    assert found.lost["turbo", "t2i"].low < 50 < found.lost["turbo", "t2i"].high
+    assert found.change["turbo", "three"].value == pytest.approx(-50.0) and found.change["balanced", "t2i"].value == 0
+    assert found.change["turbo", "t2i"].low < -50 < found.change["turbo", "t2i"].high
     assert found.on_other_weights
     assert not written(of_preset(PRESETS["turbo"]), fingerprint(ModelFolder(WEIGHTS))).on_other_weights
     assert written(replace(of_preset(PRESETS["turbo"]), steps=7)) is None
@@ -325,10 +332,10 @@ def test_kept_patterns_are_those_of_the_presets_as_they_are(tmp_path):
 @pytest.mark.parametrize("other", [True, False])
 def test_patterns_of_other_weights_are_said_to_be_so(other):
     results = Results({})
-    lost = {("turbo", "edit"): Estimate.exact(1.0)}
-    built_in.score_claims(patterns.Patterns({}, lost, "presets.jsonl", on_other_weights=other), results)
+    change = {("turbo", "edit"): Estimate.exact(-1.0)}
+    built_in.score_claims(patterns.Patterns({}, change, "presets.jsonl", on_other_weights=other), results)
     [claim] = results.claims
-    assert claim.what.endswith("of a hundred (recorded on other weights)") == other
+    assert claim.what.endswith("with turbo (recorded on other weights)") == other and claim.verdict == HOLDS
     assert any("recorded on other weights than those that the built-in model has now" in note for note in results.notes) == other
 
 

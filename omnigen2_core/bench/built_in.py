@@ -26,7 +26,7 @@ from ..schedule import timesteps
 from ..transformer import OmniGen2Transformer
 from .cases import TASKS, TITLES
 from .patterns import KINDS, PLAIN, Patterns
-from .results import Claim, Results, RunRow
+from .results import POINTS, Claim, Results, RunRow
 from .timing import Effort, interleaved
 from .verdict import Bar, Estimate, estimate
 
@@ -164,8 +164,8 @@ def _compare(pipeline: OmniGen2Pipeline, title: str, scene: Scene, dtype: torch.
 
 
 def score_claims(patterns: Patterns, results: Results) -> None:
-    """How many points the presets lose, where that is known."""
-    if not patterns.lost:
+    """By how many points the presets change what is right, where that is known."""
+    if not patterns.change:
         results.notes.append(
             "What the presets cost in right pictures is not known here: there are no kept results of the search of record, "
             "omnigen2_core/nano/logs/presets.jsonl, for them as they are. The pattern is that of one run."
@@ -175,11 +175,11 @@ def score_claims(patterns: Patterns, results: Results) -> None:
     if patterns.on_other_weights:
         where = " (recorded on other weights)"
         results.notes.append(
-            f"Patterns and lost pictures are those of {patterns.source}, which was recorded on other weights than those that "
+            f"Patterns and changes in right pictures are those of {patterns.source}, which was recorded on other weights than those that "
             "the built-in model has now; `python dev.py presets` with an empty file of results records them anew."
         )
-    limits = {"balanced": Bar(1.0, at_most=True), "turbo": Bar(3.0, at_most=True)}
-    for (name, task), lost in patterns.lost.items():
+    limits = {"balanced": Bar(-1.0), "turbo": Bar(-3.0)}
+    for (name, task), change in patterns.change.items():
         if name in limits:
-            what = f"built-in model, {TITLES[task]}: right pictures that {name} loses, of a hundred{where}"
-            results.claims.append(Claim.judged(what, lost, limits[name], " points"))
+            what = f"built-in model, {TITLES[task]}: change in right pictures with {name}{where}"
+            results.claims.append(Claim.judged(what, change, limits[name], POINTS))

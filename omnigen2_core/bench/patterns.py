@@ -34,13 +34,13 @@ Records = dict[tuple[str, str], list[list[Work]]]
 
 @dataclass(frozen=True)
 class Patterns:
-    """Records, and how many points of a hundred fewer pictures are right than with the plain path (none: not known).
+    """Records, and by how many points of a hundred more or fewer pictures are right than with the plain path (none: not known).
 
     source: where they are from. on_other_weights: whether the built-in model has other weights by now.
     """
 
     records: Records
-    lost: Mapping[tuple[str, str], Estimate]
+    change: Mapping[tuple[str, str], Estimate]
     source: str
     on_other_weights: bool = False
 
@@ -56,7 +56,7 @@ def kept_patterns(path: Path = KEPT) -> Patterns | None:
         if batch["world"] == FIRST.name:
             batches.setdefault((batch["candidate"], batch["kind"]), {})[batch["start"]] = batch
     records: Records = {}
-    lost: dict[tuple[str, str], Estimate] = {}
+    changes: dict[tuple[str, str], Estimate] = {}
     for task, kind in KINDS.items():
         plain = batches.get((str(of_preset(PLAIN)), kind))
         for name, preset in PRESETS.items():
@@ -64,14 +64,14 @@ def kept_patterns(path: Path = KEPT) -> Patterns | None:
             if not own or not plain:
                 return None
             records[name, task] = [record_of(batch["pattern"]) for _, batch in sorted(own.items())]
-            lost[name, task] = _points_lost(plain, own)
+            changes[name, task] = _points_gained(plain, own)
     shipped = fingerprint(ModelFolder(WEIGHTS))
-    return Patterns(records, lost, path.name, on_other_weights=json.loads(header)["weights"] != shipped)
+    return Patterns(records, changes, path.name, on_other_weights=json.loads(header)["weights"] != shipped)
 
 
-def _points_lost(plain: Mapping[int, dict], own: Mapping[int, dict]) -> Estimate:
-    """Points lost on the problems that both have drawn, with the 95 % interval."""
+def _points_gained(plain: Mapping[int, dict], own: Mapping[int, dict]) -> Estimate:
+    """Change in right pictures, in points, on the problems that both have drawn, with the 95 % interval."""
     both = sorted(plain.keys() & own.keys())
     before, after = ([letter == "1" for start in both for letter in some[start]["right"]] for some in (plain, own))
     change = paired(after, before)
-    return Estimate(-100 * change["rate"], -100 * change["high"], -100 * change["low"])
+    return Estimate(*(100 * change[name] for name in ("rate", "low", "high")))

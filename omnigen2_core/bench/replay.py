@@ -104,7 +104,7 @@ class Presets:
             ratio = estimate([times], lambda medians, name=name: medians[BASE] / medians[name])
             what = f"{case.title}, {self.note}: {name} against our plain {PLAIN.steps} steps"
             bar = SPEED_BARS.get((name, case.task)) if device.type == "cuda" else None
-            results.claims.append(Claim.judged(what, ratio, bar) if bar else Claim(what, ratio))
+            results.claims.append(Claim.judged(what, ratio, bar))
             results.notes.append(f"{what}: {errors(found[name], found[BASE])}. Of drawn weights that says nothing of trained ones.")
 
 

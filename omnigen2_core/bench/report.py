@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from .results import Claim, Results
+from .results import POINTS, Claim, Results
 from .verdict import Bar, Estimate
 
 COMPOSED = (
@@ -37,7 +37,7 @@ def to_markdown(results: Results) -> str:
 
 
 def _claims(claims: Sequence[Claim]) -> str:
-    rows = [(c.what, _figure(c.found, c.unit), _interval(c.found), _bar(c.bar, c.unit), c.verdict) for c in claims]
+    rows = [(c.what, _figure(c.found, c.unit), _interval(c.found, c.unit), _bar(c.bar, c.unit), c.verdict) for c in claims]
     return _table("Figures beside their bars", ("", "measured", "95 % interval", "bar", "verdict"), rows)
 
 
@@ -107,14 +107,16 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[object]]) -
 
 
 def _figure(found: Estimate, unit: str) -> str:
-    return f"{_digits(found.value)}{unit}"
+    return f"{_digits(found.value, unit)}{unit}"
 
 
-def _interval(found: Estimate) -> str:
-    return "" if found.low == found.high else f"{_digits(found.low)} to {_digits(found.high)}"
+def _interval(found: Estimate, unit: str) -> str:
+    return "" if found.low == found.high else f"{_digits(found.low, unit)} to {_digits(found.high, unit)}"
 
 
-def _digits(value: float) -> str:
+def _digits(value: float, unit: str) -> str:
+    if unit == POINTS:
+        return f"{value:+.1f}"
     return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3f}" if abs(value) < 3 else f"{value:.1f}"
 
 

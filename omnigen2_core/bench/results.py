@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .verdict import HOLDS, Bar, Estimate
+from .verdict import BY_FLOOR, HOLDS, Bar, Estimate
+
+POINTS = " points"
+"""The unit of a change of a rate, whose sign is told."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Claim:
     verdict: str = ""
 
     @classmethod
-    def judged(cls, what: str, found: Estimate, bar: Bar, unit: str = "×") -> "Claim":
-        """With the verdict that follows from figure and bar."""
-        return cls(what, found, unit, bar, bar.verdict(found))
+    def judged(cls, what: str, found: Estimate, bar: Bar | None, unit: str = "×") -> "Claim":
+        """With the verdict that follows from figure and bar, where there is one."""
+        return cls(what, found, unit, bar, bar.verdict(found) if bar else "")
 
 
 @dataclass(frozen=True)
@@ -103,4 +106,4 @@ class Results:
     @property
     def all_hold(self) -> bool:
         """Whether every bar that was measured holds."""
-        return all(claim.verdict == HOLDS for claim in self.claims if claim.verdict)
+        return all(claim.verdict in (HOLDS, BY_FLOOR) for claim in self.claims if claim.verdict)

@@ -85,7 +85,7 @@ def _report(seconds: dict[str, dict[str, list[float]]], size: float, results: Re
             bar = BAR if name == "encoder" else None
             what = f"{size:.1f} GB, {cache} file cache: from click to {event}, against reading the files"
             ratio = estimate([found], lambda medians, name=name: medians[name] / medians["read"])
-            results.claims.append(Claim.judged(what, ratio, bar) if bar else Claim(what, ratio))
+            results.claims.append(Claim.judged(what, ratio, bar))
         middle = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
         results.notes.append(
             f"{cache.capitalize()} file cache, medians of {len(found['read'])} rounds: reading {middle['read']:.2f} s; click to "

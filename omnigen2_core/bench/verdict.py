@@ -9,6 +9,7 @@ from statistics import geometric_mean, median
 from typing import Hashable
 
 HOLDS, FAILS, NOISY = "holds", "does not hold", "too noisy to tell"
+BY_FLOOR = "holds by the floor"
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
@@ -84,6 +85,10 @@ class Bar:
         return value <= self.limit if self.at_most else value >= self.limit
 
 
-def either(*verdicts: str) -> str:
-    """Of bars one of which is enough."""
-    return next((verdict for verdict in (HOLDS, NOISY) if verdict in verdicts), FAILS)
+def or_floor(verdict: str, floor: str) -> str:
+    """Of a bar in whose place enough of the floor may be reached."""
+    if verdict == HOLDS:
+        return HOLDS
+    if floor == HOLDS:
+        return BY_FLOOR
+    return NOISY if NOISY in (verdict, floor) else FAILS
