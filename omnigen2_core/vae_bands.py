@@ -1,6 +1,6 @@
-"""Decoding a picture in bands of rows, where its activations do not fit the device: the same picture, to rounding.
+"""Decoding and encoding in bands of rows, where a picture's activations do not fit the device: the same, to rounding.
 
-Tiles that are decoded by themselves and blended show seams, since each is normalised by its own mean and spread and its
+Tiles that are computed by themselves and blended show seams, since each is normalised by its own mean and spread and its
 attention sees nothing of the others. Here a layer has been computed for the whole picture before the next one begins, band by
 band, each with the rows beside it that a convolution sees, and norms take the mean and spread of all bands. What is whole
 lies in the host's memory; on the device are the picture at the latents' resolution, a 64th of it, and one band.
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .inference import plain_weight
-from .vae import AutoencoderKL
+from .vae import AutoencoderKL, Posterior
 
 STORE = torch.device("cpu")
 """Where whole activations lie."""
@@ -33,6 +33,29 @@ def decode_in_bands(vae: AutoencoderKL, latents: Tensor, pixels: int) -> Tensor:
     """
     bands = _Bands(latents.device, pixels * vae.config.block_out_channels[0])
     return torch.cat([_decode(vae.decoder, one, bands) for one in latents.split(1)])
+
+
+@torch.inference_mode()
+def encode_in_bands(vae: AutoencoderKL, images: Tensor, pixels: int) -> Posterior:
+    """`vae.encode(images)` with so many pixels of the picture at once, as whole rows, at least two.
+
+    images: [B, 3, H, W] in -1..1, on the device and in the dtype to compute in; both sides multiples of the config's factor.
+    Returns the posterior on the device. Where a layer has more channels than the first ones, it gets as many fewer pixels.
+    """
+    bands = _Bands(images.device, pixels * vae.config.block_out_channels[0])
+    moments = torch.cat([_encode(vae.encoder, one, bands) for one in images.split(1)])
+    return Posterior(*moments.chunk(2, dim=1))
+
+
+def _encode(encoder: nn.Module, images: Tensor, bands: "_Bands") -> Tensor:
+    x = bands.map(encoder.conv_in, images)
+    for stage in encoder.down_blocks:
+        for resnet in stage.resnets:
+            x = _resnet(resnet, x, bands)
+        for downsample in getattr(stage, "downsamplers", ()):
+            x = bands.halve(downsample, x)
+    x = encoder.mid_block(x.to(bands.device))
+    return encoder.conv_out(F.silu(encoder.conv_norm_out(x)))
 
 
 def _decode(decoder: nn.Module, latents: Tensor, bands: "_Bands") -> Tensor:
@@ -78,6 +101,15 @@ class _Bands:
             out[:, :, scale * start : scale * end] = made
         return out
 
+    def halve(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What a layer that halves a picture [1, C, H, W] makes of it: [1, C, H/2, W/2]. Of each pair of rows it makes one, and
+        sees the row below, or the edge that it adds there itself."""
+        pairs, out = max(1, self._height(x) // 2), []
+        for start in range(0, x.shape[2], 2 * pairs):
+            end = min(start + 2 * pairs, x.shape[2])
+            out.append(layer(x[:, :, start : end + _SEEN].to(self.device)).to(STORE))
+        return torch.cat(out, dim=2)
+
     def norm(self, layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         """A GroupNorm for bands of x [1, C, H, W], by x's mean and spread, and the activation after it."""
         groups, channels = layer.num_groups, x.shape[1]
@@ -98,9 +130,12 @@ class _Bands:
         return lambda band: F.silu(torch.addcmul(shift, band.float(), factor).to(band.dtype))
 
     def _rows(self, whole: Sequence[Tensor]) -> list[tuple[int, int]]:
-        _, _, height, width = whole[0].shape
-        rows = max(1, self.elements // (width * max(x.shape[1] for x in whole)))
+        height, rows = whole[0].shape[2], self._height(*whole)
         return [(start, min(start + rows, height)) for start in range(0, height, rows)]
+
+    def _height(self, *whole: Tensor) -> int:
+        """Rows of a band, at least one."""
+        return max(1, self.elements // (whole[0].shape[3] * max(x.shape[1] for x in whole)))
 
 
 def _affine(layer: nn.Module, channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

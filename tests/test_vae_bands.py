@@ -1,4 +1,4 @@
-"""Decoding in bands is decoding the whole, however few rows there are at once."""
+"""Decoding and encoding in bands are those of the whole, however few rows there are at once."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from omnigen2_core.checkpoints import ModelFolder
 from omnigen2_core.nano.folder import WEIGHTS
 from omnigen2_core.nano.world import Scene, Thing, render
 from omnigen2_core.vae import AutoencoderKL, VAEConfig
-from omnigen2_core.vae_bands import decode_in_bands
+from omnigen2_core.vae_bands import decode_in_bands, encode_in_bands
 from test_vae import golden_vae
 
 ROW = 1
@@ -42,6 +42,15 @@ def test_bands_of_any_height_make_the_whole_picture(pixels):
     whole = vae.decode(latents)
     banded = decode_in_bands(vae, latents, pixels)
     assert banded.shape == whole.shape and (banded - whole).abs().max() < 2e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("pixels", [ROW, 300, 700, 1500, 10**9])
+def test_encoding_in_bands_of_any_height_is_encoding_the_whole(pixels):
+    vae = golden_vae()
+    images = torch.rand(2, 3, 9 * vae.config.factor, 7 * vae.config.factor, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    whole, banded = vae.encode(images), encode_in_bands(vae, images, pixels)
+    for found, expected in zip((banded.mean, banded.logvar), (whole.mean, whole.logvar)):
+        assert found.shape == expected.shape and (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
 def test_a_picture_of_the_built_in_model_is_the_same_to_a_thousandth_of_a_level():

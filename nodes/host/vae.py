@@ -17,7 +17,7 @@ from comfy.latent_formats import Flux
 
 from ...omnigen2_core.checkpoints import load_weights
 from ...omnigen2_core.vae import AutoencoderKL, VAEConfig
-from ...omnigen2_core.vae_bands import decode_in_bands
+from ...omnigen2_core.vae_bands import decode_in_bands, encode_in_bands
 from .parts import Part
 from .taking_over import takes_over, to_load
 
@@ -38,8 +38,11 @@ class _HostAutoencoder(AutoencoderKL):
         )
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        mean = super().encode(images).mean
-        return mean if self._is_flux else self._flux.process_out(self.scale_latents(mean))
+        return self._given_latents(super().encode(images).mean)
+
+    def encode_tiled(self, images: torch.Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 0) -> torch.Tensor:
+        """As `decode_tiled`, as much at once as a tile of so many pixels."""
+        return self._given_latents(encode_in_bands(self, images, tile_x * tile_y).mean)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return super().decode(self._own_latents(latents))
@@ -50,6 +53,9 @@ class _HostAutoencoder(AutoencoderKL):
         Bands leave no seams, so nothing has to overlap.
         """
         return decode_in_bands(self, self._own_latents(latents), tile_x * tile_y * self.config.factor**2)
+
+    def _given_latents(self, mean: torch.Tensor) -> torch.Tensor:
+        return mean if self._is_flux else self._flux.process_out(self.scale_latents(mean))
 
     def _own_latents(self, latents: torch.Tensor) -> torch.Tensor:
         return latents if self._is_flux else self.unscale_latents(self._flux.process_in(latents))
@@ -88,6 +94,10 @@ class OmniGen2VAE(comfy.sd.VAE):
         weights, assign = to_load(model, weights, pages=self.patcher.is_dynamic(), load_device=self.device)
         model.load_state_dict(weights, strict=False, assign=assign)
         self.model_size()
+
+    def encode_tiled_(self, pixel_samples: torch.Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 0) -> torch.Tensor:
+        """What core calls where the whole does not fit and for its node. Unlike its decoding it does not ask the model here."""
+        return self._encode_tiled_owned(pixel_samples, tile_x=tile_x, tile_y=tile_y)
 
     def _storage_dtype(self, weights: Mapping[str, torch.Tensor]) -> torch.dtype:
         """What the weights are kept in: where they are the mapped file's, its own dtype, from which layers cast on use."""

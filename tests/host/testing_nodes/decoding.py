@@ -1,4 +1,4 @@
-"""A testing node for a decode that does not fit."""
+"""A testing node for pictures that do not fit."""
 import copy
 
 import torch
@@ -21,9 +21,17 @@ class Small:
         self._record.append("tiled")
         return self._model.decode_tiled(*args, **kwargs)
 
+    def encode(self, *args, **kwargs):
+        self._record.append("whole")
+        raise torch.OutOfMemoryError("the card is full")
+
+    def encode_tiled(self, *args, **kwargs):
+        self._record.append("tiled")
+        return self._model.encode_tiled(*args, **kwargs)
+
 
 class TestOutOfMemory:
-    """The VAE on a card that cannot decode a whole picture, and what it was asked for."""
+    """The VAE on a card that cannot hold a whole picture, and what it was asked for."""
 
     @classmethod
     def INPUT_TYPES(cls):
