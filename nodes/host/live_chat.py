@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from server import PromptServer
-
 from .live_text import LiveText
+from .page import tell_page
 
 EVENT = "omnigen2.chat"
-"""The event that web/js/chat.js listens to: {"node", "message", "text", "drawing"}, plain text each."""
+"""The event that web/js/chat.js listens to: {"node", "prompt_id", "message", "text", "drawing"}, plain text."""
 
 
 class LiveChat(LiveText):
@@ -23,8 +22,5 @@ class LiveChat(LiveText):
         self.send(self.shown, drawing=True)
 
     def send(self, text: str, drawing: bool = False) -> None:
-        """Tell the page that queued the run; where none did, there is nobody to tell."""
-        page = PromptServer.instance.client_id
-        if page is not None:
-            data = {"node": self.node, "message": self.message, "text": text, "drawing": drawing}
-            PromptServer.instance.send_sync(EVENT, data, page)
+        """Tell the page that queued the run."""
+        tell_page(EVENT, self.node, message=self.message, text=text, drawing=drawing)

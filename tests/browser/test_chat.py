@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from browser_harness import PATIENCE
 from chat_nodes import DRAW, EMPTY, Chat, undo
 from PIL import Image
+from playwright.sync_api import expect
 
 # What would be a picture, a link, bold or a script on a page that reads it as HTML or as Markdown.
 HOSTILE = '<img src="x" onerror="window.broken = true"> ![a](http://x.y/z.png) [b](http://x.y) **fox** <b>&amp;</b>'
@@ -145,6 +147,47 @@ def test_text_is_shown_while_it_is_written_and_cancelling_leaves_the_conversatio
     assert canvas.errors == []
 
 
+def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow " * 3, seconds=0.1)
+    chat.begin("What is it?")
+    canvas.page.wait_for_function("document.querySelector('[data-omnigen2-chat] [role=status]').textContent === 'Writing …'")
+    chat.field.fill("And where?")
+    chat.field.press("Enter")
+    assert chat.status.inner_text() == "The last message is not answered yet."
+    canvas.page.wait_for_function("window.chatEnd")
+    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert chat.texts[0] == "What is it?" and chat.field.input_value() == "And where?" and chat.status.inner_text() == ""
+    assert canvas.server.get("/queue")["queue_pending"] == []
+
+
+def test_of_two_messages_that_were_queued_together_the_first_is_answered_and_the_second_says_why_not(chats, canvas):
+    """By the button that runs the workflow, which a chat does not hold back."""
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow", seconds=0.1)
+    chat.begin("What is it?")
+    chat.field.fill("And where?")
+    chat.follow()
+    canvas.evaluate("app.queuePrompt(0, 1)")
+    canvas.page.wait_for_function("document.querySelector('[data-omnigen2-chat] [role=status]').textContent.includes('changed since')")
+    assert chat.texts[0] == "What is it?" and len(chat.texts) == 2 and chat.field.input_value() == "And where?"
+
+
+def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow " * 2, seconds=0.1)
+    chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    canvas.evaluate("app.queuePrompt(0, 1)")
+    assert len(canvas.server.get("/queue")["queue_pending"]) == 1
+    canvas.server.post("/queue", {"clear": True})
+    canvas.server.interrupt()
+    expect(chat.status).to_contain_text("as it was", timeout=PATIENCE)
+    chat.writes("A fox.")
+    assert chat.send("Again?") == "execution_success"
+    assert chat.texts == ["Again?", "A fox."]
+
+
 def test_an_answer_that_came_while_another_workflow_was_open_is_added_when_its_own_is_open_again(chats, canvas):
     [chat] = chats("A fox.")
     chat.field.fill("What is it?")
@@ -218,6 +261,16 @@ def test_everything_has_a_name_and_is_reached_with_the_keyboard(chats, canvas):
     canvas.page.keyboard.press("Enter")
     assert chat.end() == "execution_success"
     assert chat.texts == ["What is it?", "A fox."]
+
+
+def test_no_key_pressed_on_the_conversation_or_its_buttons_reaches_the_canvas(chats, canvas):
+    [chat] = chats("A fox.")
+    canvas.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", chat.node)
+    for element in (chat.part('[role="region"]'), *chat.part("button").all()):
+        element.focus()
+        assert element.evaluate("element => element === document.activeElement")
+        canvas.page.keyboard.press("Delete")
+        assert canvas.evaluate("(id) => !!app.graph.getNodeById(id)", chat.node), "the node is still there"
 
 
 @pytest.mark.parametrize(("locale", "send"), [("ko", "보내기"), ("zh", "发送")])

@@ -37,6 +37,7 @@ MAKE = """([folder, script, type]) => {
     app.canvas.ds.offset = [0, 0];
     return drawing.id;
 }"""
+STEPS = "([id, steps]) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'steps').value = steps }"
 SCRIPT = """(script) => { app.graph.nodes.find(n => n.type === 'TestReflects').widgets.find(w => w.name === 'script').value = script }"""
 VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
 KEPT = "(id) => app.graph.getNodeById(id)?.properties.omnigen2_rounds ?? null"
@@ -110,6 +111,27 @@ def test_the_keyboard_goes_from_round_to_round_and_never_reaches_the_canvas(loop
     assert rounds.nth(0).get_attribute("aria-pressed") == "true"
     canvas.page.keyboard.press("Delete")
     assert kept(canvas, loop) is not None, "the node is still there"
+
+
+def test_rounds_go_to_the_workflow_that_drew_them_whatever_is_on_the_canvas(loop, canvas):
+    """Nodes of two workflows have the same numbers: what is drawn for one must neither show in the other nor be lost."""
+    canvas.evaluate(STEPS, [loop, 8])
+    other = canvas.workflow()
+    drawing = canvas.evaluate("() => { window.drawing = app.extensionManager.workflow.activeWorkflow; return window.drawing.path }")
+    canvas.evaluate("() => { window.ended = new Promise(done => app.api.addEventListener('execution_success', done, { once: true })) }")
+    canvas.evaluate("app.queuePrompt(0, 1)")
+    canvas.page.wait_for_function("document.querySelector('.omnigen2-rounds [role=status]').textContent.includes('…')")
+    canvas.load(other)
+    assert canvas.evaluate("app.extensionManager.workflow.activeWorkflow.path") != drawing
+    assert kept(canvas, loop) is None, "the run is not over"
+    canvas.evaluate("window.ended")
+    canvas.page.wait_for_timeout(1000)
+    assert kept(canvas, loop) is None and board(canvas).get_by_role("status").inner_text() == "Rounds appear here as they are drawn."
+    canvas.evaluate("() => app.loadGraphData(window.drawing.activeState, true, true, window.drawing)")
+    canvas.page.wait_for_function(LOADED)
+    assert len(kept(canvas, loop)["rounds"]) == 2
+    assert board(canvas).get_by_role("status").inner_text() == "Ended: the picture is right."
+    assert canvas.errors == []
 
 
 def test_rounds_appear_while_the_node_runs(loop, canvas):

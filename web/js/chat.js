@@ -4,8 +4,9 @@
 // textContent, and names of files only as parameters of an address on this server.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
-import { whenEnded, whenExecuted } from "./runs.js";
+import { isForCanvas, whenEnded, whenExecuted } from "./runs.js";
 import { CHAT, inLocale } from "./words.js";
 
 const NODE = "OmniGen2Chat";
@@ -99,8 +100,9 @@ class Chat {
     this.json = "";
     this.shown = [];
     this.passing = [];
-    // What this node was last asked, until there is an answer.
-    this.sent = null;
+    // What this node was asked and has no answer to yet, and what the user was told meanwhile.
+    this.asked = [];
+    this.told = "";
     this.makeLog();
     this.makeField();
     this.show();
@@ -132,6 +134,7 @@ class Chat {
     this.log = make("div", `position: relative; width: 100%; height: 100%; min-height: ${LOG_HEIGHT - 20}px;`);
     this.log.dataset.omnigen2Chat = "log";
     this.log.append(scrolling);
+    this.log.addEventListener("keydown", keepKey);
   }
 
   makeField() {
@@ -163,6 +166,7 @@ class Chat {
     this.composer = make("div", `display: flex; gap: 4px; ${size}`);
     this.composer.dataset.omnigen2Chat = "composer";
     this.composer.append(this.field, buttons);
+    this.composer.addEventListener("keydown", keepKey);
   }
 
   get history() {
@@ -206,6 +210,7 @@ class Chat {
     });
     this.turns.removeAttribute("aria-busy");
     this.coming = null;
+    this.told = "";
     this.say("");
   }
 
@@ -221,7 +226,13 @@ class Chat {
   }
 
   send() {
-    if (this.message.trim()) app.queuePrompt(0, 1);
+    if (!this.message.trim()) return;
+    if (!this.asked.length) {
+      app.queuePrompt(0, 1);
+      return;
+    }
+    this.told = words().wait;
+    this.say(this.told);
   }
 
   begin() {
@@ -241,7 +252,7 @@ class Chat {
       this.pass(bubble(true, paragraph(message)), bubble(false, this.coming));
     }
     this.coming.textContent = text;
-    this.say(drawing ? words().drawing : words().writing);
+    this.say(this.told || (drawing ? words().drawing : words().writing));
   }
 
   askForPictures() {
@@ -249,7 +260,8 @@ class Chat {
   }
 
   // Ends a turn that got no answer.
-  stop() {
+  stop(idle) {
+    if (idle) this.asked = [];
     if (!this.coming) return;
     this.show();
     this.say(words().stopped);
@@ -258,14 +270,20 @@ class Chat {
   // Whether `answer` is to what this node asks, or asked, about the conversation that it shows.
   fits(answer) {
     const linked = this.node.inputs?.some((input) => input.widget?.name === "message" && input.link != null);
-    return answer.before === this.json && (linked || answer.message === this.message || answer.message === this.sent);
+    return answer.before === this.json && (linked || answer.message === this.message || this.asked.includes(answer.message));
+  }
+
+  answered({ message }) {
+    const index = this.asked.indexOf(message);
+    if (index >= 0) this.asked.splice(index, 1);
+    return index >= 0;
   }
 
   add(answer) {
     // What the user had typed is a state to come back to.
     remember();
     if (this.message === answer.message) this.message = "";
-    this.sent = null;
+    this.answered(answer);
     this.history = answer.conversation;
     remember();
     app.canvas?.setDirty(true, true);
@@ -291,7 +309,7 @@ function receive(path, answer) {
   const chat = chatAt(path);
   if (chat?.fits(answer)) {
     chat.add(answer);
-  } else if (chat && chat.sent === answer.message) {
+  } else if (chat?.answered(answer)) {
     chat.show();
     chat.say(words().changed);
   } else {
@@ -335,7 +353,7 @@ function messageWidget(node, name) {
     getMinHeight: () => FIELD_HEIGHT,
     getMaxHeight: () => FIELD_HEIGHT,
   });
-  widget.afterQueued = () => (chat.sent = chat.message);
+  widget.afterQueued = () => chat.message.trim() && chat.asked.push(chat.message);
   return { widget, minWidth: 420, minHeight: FIELD_HEIGHT };
 }
 
@@ -351,7 +369,9 @@ app.registerExtension({
     collect(node);
   },
   setup() {
-    api.addEventListener("omnigen2.chat", ({ detail }) => chatAt(detail.node)?.live(detail));
+    api.addEventListener("omnigen2.chat", ({ detail }) => {
+      if (isForCanvas(detail.prompt_id)) chatAt(detail.node)?.live(detail);
+    });
     api.addEventListener("reconnected", () => {
       for (const node of allNodes()) chats.get(node)?.askForPictures();
     });
@@ -359,8 +379,8 @@ app.registerExtension({
       const [answer] = output.omnigen2_chat ?? [];
       if (answer) receive(path, answer);
     });
-    whenEnded(() => {
-      for (const node of allNodes()) chats.get(node)?.stop();
+    whenEnded((idle) => {
+      for (const node of allNodes()) chats.get(node)?.stop(idle);
     });
   },
 });

@@ -1,6 +1,7 @@
 // A button on OmniGen2 Enhance Prompt that puts the last rewritten prompt into the field `edited`, where the user
 // changes it. It is only ever set as the value of a text field.
 import { app } from "../../../scripts/app.js";
+import { keepKey } from "./keys.js";
 import { findNode } from "./notes.js";
 import { whenExecuted } from "./runs.js";
 import { EDIT_PROMPT, inLocale } from "./words.js";
@@ -33,10 +34,7 @@ function addButton(node) {
     const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
   });
-  // The canvas has shortcuts of one letter, and Delete removes the node.
-  button.addEventListener("keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
-  });
+  button.addEventListener("keydown", keepKey);
   const widget = node.addDOMWidget(WIDGET, WIDGET, button, {
     serialize: false,
     getValue: () => "",

@@ -3,6 +3,7 @@
 // as textContent. Below them a sampler says what its run cost, more quietly.
 import { app } from "../../../scripts/app.js";
 import { whenExecuted } from "./runs.js";
+import { NOTES, inLocale } from "./words.js";
 
 const WIDGET = "omnigen2_notes";
 const LINE_HEIGHT = 18;
@@ -15,7 +16,7 @@ function element() {
   const box = document.createElement("div");
   box.setAttribute("role", "status");
   box.setAttribute("aria-live", "polite");
-  box.setAttribute("aria-label", "Notes of the last run");
+  box.setAttribute("aria-label", inLocale(NOTES));
   box.style.cssText =
     "font: 12px/18px sans-serif; padding: 4px 8px; overflow-y: auto; border-left: 3px solid; " +
     "color: var(--input-text, #ddd); border-radius: 4px;";

@@ -5,8 +5,9 @@
 // widgets. All texts may come from a model or a stranger's file: they are only ever set as textContent.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
-import { whenEnded, whenExecuted } from "./runs.js";
+import { deliver, whenEnded, whenExecuted } from "./runs.js";
 import { CUT_OFF, ROUNDS, inLocale } from "./words.js";
 
 // What the nodes call their entries. A round has the number that pick and the transcript know it by.
@@ -295,8 +296,7 @@ class Board {
   }
 
   onKey(event) {
-    // The canvas has shortcuts of one letter, and Delete removes the node.
-    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+    keepKey(event);
     const buttons = this.items.map((item) => item.firstChild);
     const at = buttons.indexOf(event.target);
     if (at < 0) return;
@@ -336,7 +336,9 @@ app.registerExtension({
   },
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
-      boards.get(findNode(detail.node))?.receive(detail.rounds, detail.stage, detail.round);
+      deliver(detail.prompt_id, `rounds ${detail.prompt_id} ${detail.node}`, () => {
+        boards.get(findNode(detail.node))?.receive(detail.rounds, detail.stage, detail.round);
+      });
     });
     api.addEventListener("reconnected", () => {
       for (const node of allNodes()) boards.get(node)?.askForPictures();

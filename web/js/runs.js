@@ -1,5 +1,7 @@
 // What runs report, for the other files here. While the page is not connected the server's messages go nowhere: what it
 // missed is had from the server's history afterwards. A server that was restarted has none, and its run has ended.
+// Nodes are known by their numbers, which every workflow has anew: what a run reports is for the workflow that it was
+// queued from, and waits until that one is on the canvas.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
@@ -11,22 +13,77 @@ const onEnded = [];
 // The runs that have begun, by id: {told, gap}, the nodes that have reported and whether messages may be missing.
 const runs = new Map();
 
+// The workflow that each run was queued from, by the run's id; a program's runs and those from before the page was loaded
+// have none here.
+const owners = new Map();
+
+// What is to be done when another workflow is on the canvas: {owner, key, react}.
+let held = [];
+const MOST_HELD = 200;
+const LOOK_EVERY = 250;
+let looking = null;
+
+const onCanvas = () => app.extensionManager.workflow?.activeWorkflow ?? null;
+
+// Whether what a run reports is for the workflow on the canvas. A run of which that is not known is taken for one of it.
+export function isForCanvas(run) {
+  const owner = owners.get(run);
+  return !owner || owner === onCanvas();
+}
+
+// Calls react() now or when the run's workflow is on the canvas again; of what waits under one key only the last.
+export function deliver(run, key, react) {
+  if (isForCanvas(run)) {
+    react();
+    return;
+  }
+  held = held.filter((other) => other.key !== key);
+  held.push({ owner: owners.get(run), key, react });
+  held.splice(0, held.length - MOST_HELD);
+  looking ??= setInterval(deliverHeld, LOOK_EVERY);
+}
+
+function deliverHeld() {
+  const { openWorkflows } = app.extensionManager.workflow;
+  const due = held.filter(({ owner }) => owner === onCanvas());
+  held = held.filter(({ owner }) => owner !== onCanvas() && openWorkflows.includes(owner));
+  if (!held.length) {
+    clearInterval(looking);
+    looking = null;
+  }
+  for (const { react } of due) react();
+}
+
+// The server answers with the run's id, and nothing that it reports later names the workflow.
+function followQueue() {
+  const { queuePrompt } = api;
+  api.queuePrompt = async function (...values) {
+    const owner = onCanvas();
+    const answer = await queuePrompt.apply(this, values);
+    if (owner && answer?.prompt_id) owners.set(answer.prompt_id, owner);
+    return answer;
+  };
+}
+
 // react(path, output) is called when a node has reported; inside a subgraph its path is "12:3", see findNode.
 export function whenExecuted(react) {
   onExecuted.push(react);
 }
 
-// react() is called when a run has ended in whatever way, and no other of this page's is under way.
+// react(idle) is called when a run has ended in whatever way, and with true when nothing is queued any more: a run that was
+// taken out of the queue has no end.
 export function whenEnded(react) {
   onEnded.push(react);
 }
 
-function tell(path, output) {
-  for (const react of onExecuted) react(path, output ?? {});
+function tell(run, path, output) {
+  deliver(run, `executed ${run} ${path}`, () => {
+    for (const react of onExecuted) react(path, output ?? {});
+  });
 }
 
-function end() {
-  for (const react of onEnded) react();
+function end(idle = false) {
+  for (const react of onEnded) react(idle);
 }
 
 async function get(path) {
@@ -44,7 +101,7 @@ async function makeUp() {
     const done = (await get(`/history/${id}`))[id];
     if ((known.has(id) && !done) || !runs.delete(id)) continue;
     for (const [node, output] of Object.entries(done?.outputs ?? {})) {
-      if (!told.has(node)) tell(done.meta?.[node]?.display_node ?? node, output);
+      if (!told.has(node)) tell(id, done.meta?.[node]?.display_node ?? node, output);
     }
     if (!queue.queue_running.some(isOurs)) end();
   }
@@ -53,12 +110,13 @@ async function makeUp() {
 app.registerExtension({
   name: "OmniGen2.Runs",
   setup() {
+    followQueue();
     api.addEventListener("execution_start", ({ detail }) => {
       runs.set(detail.prompt_id, { told: new Set(), gap: false });
     });
     api.addEventListener("executed", ({ detail }) => {
       runs.get(detail.prompt_id)?.told.add(detail.node);
-      tell(detail.display_node ?? detail.node, detail.output);
+      tell(detail.prompt_id, detail.display_node ?? detail.node, detail.output);
     });
     for (const kind of ENDS) {
       api.addEventListener(kind, ({ detail }) => {
@@ -71,6 +129,7 @@ app.registerExtension({
     });
     // The server sends it to a page that connects, and when it has put a run into its history.
     api.addEventListener("status", ({ detail }) => {
+      if (detail?.exec_info?.queue_remaining === 0 && !runs.size) end(true);
       // Where the server cannot be asked, the next status is soon enough.
       if (detail && [...runs.values()].some(({ gap }) => gap)) makeUp().catch(() => {});
     });

@@ -23,6 +23,7 @@ export const CHAT = {
     drawing: "Drawing …",
     writing: "Writing …",
     stopped: "The run ended before there was an answer. The conversation is as it was.",
+    wait: "The last message is not answered yet.",
     changed: "An answer came for a conversation that has changed since; it was not added.",
     unreadable: "What is saved here is no conversation that can be shown:",
   },
@@ -41,6 +42,7 @@ export const CHAT = {
     drawing: "그리는 중 …",
     writing: "쓰는 중 …",
     stopped: "답이 나오기 전에 실행이 끝났습니다. 대화는 그대로입니다.",
+    wait: "앞선 메시지에 아직 답이 없습니다.",
     changed: "그사이 바뀐 대화에 대한 답이 와서 더하지 않았습니다.",
     unreadable: "여기 저장된 것은 보여 줄 수 있는 대화가 아닙니다:",
   },
@@ -59,9 +61,16 @@ export const CHAT = {
     drawing: "正在绘制……",
     writing: "正在书写……",
     stopped: "运行在得到回答之前结束。对话保持原样。",
+    wait: "上一条消息还没有得到回答。",
     changed: "收到的回答属于已经改变的对话，没有加入。",
     unreadable: "这里保存的不是可以显示的对话：",
   },
+};
+
+export const NOTES = {
+  en: "Notes of the last run",
+  ko: "지난 실행의 알림",
+  zh: "上次运行的提示",
 };
 
 export const EDIT_PROMPT = {
