@@ -12,8 +12,9 @@ from ..omnigen2_core.generation import SEEDS
 from ..omnigen2_core.images import to_image_tensor
 from ..omnigen2_core.reflection import MAX_ROUNDS, Record, Redraw, Round, Stop, Task, best_of, reflect, to_text
 from ..omnigen2_core.reflection.best_of import MAX_PICTURES
+from ..omnigen2_core.transformer import MAX_REFERENCES
 from .drawing import HostDrawer
-from .encode import MAX_REFERENCES, OmniGen2Encode
+from .encode import OmniGen2Encode
 from .host.judging import JUDGES, WAYS, onlooker_of, reflector_of, verifier_of
 from .host.notes import output_with_notes
 from .host.prompt import profile_of_clip
@@ -128,7 +129,7 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
         if pick < 0:
             record, names, notes = Record(task), [], []
         else:
-            record, names, notes = picked_record(task, earlier_rounds, pick)
+            record, names, notes = picked_record(task, earlier_rounds, pick, judge)
         onlooker = onlooker_of(clip)
         reflector, verifier = reflector_of(onlooker, reflect_by), verifier_of(onlooker, judge)
         with Rounds(cls, record, names) as shown:

@@ -187,6 +187,12 @@ def test_a_failure_without_an_explanation_is_still_one_sentence(server, body):
     assert "HTTP 500" in failure(server)
 
 
+@pytest.mark.parametrize("rest", [b"Transfer-Encoding: chunked\r\n\r\n100\r\n{", b"\r\n" + b"[" * 100_000], ids=["cut off", "deep"])
+def test_a_failure_that_cannot_be_read_is_one_sentence_too(server, rest):
+    server.reply = lambda handler: handler.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\n" + rest)
+    assert "HTTP 502" in failure(server)
+
+
 def test_too_many_requests(server):
     server.reply = (429, {}, b"")
     assert "takes no more requests" in failure(server)

@@ -234,6 +234,13 @@ def test_a_picture_that_could_not_be_scored_never_takes_the_lead():
     assert record.best_index == 0
 
 
+def test_a_picture_that_could_not_be_scored_gives_way_to_one_that_was():
+    record, _ = run([40, 60], FAULT, verifier=QualityVerifier(blind=[40]), rounds=1, redraw=Redraw.EDIT)
+    assert record.best_index == 1
+    best = best_of(TASK, ScriptedDrawer(40, 60, 50), QualityVerifier(blind=[40]), range(3))
+    assert [entry.index for entry in best.ranked()] == [1, 2, 0]
+
+
 def test_the_requirements_are_found_once_for_all_rounds():
     verifier = QualityVerifier()
     run([40, 60, 80], FAULT, verifier=verifier, rounds=2)
@@ -426,6 +433,14 @@ def test_going_on_from_a_picture_that_is_no_round():
     _, drawer = run([80], FAULT, RIGHT, task=record, rounds=1)
     assert [entry.origin for entry in record.rounds] == [Origin.GIVEN, Origin.EDITED]
     assert record.rounds[0].score.value == 0.5 and quality_of(drawer.calls[0][1][0]) == 50
+
+
+def test_a_round_of_which_there_was_no_opinion_is_judged_anew_when_it_is_gone_on_from():
+    record, _ = run([40], Reflection.no_opinion("The encoder cannot look."), rounds=2)
+    assert record.stop is Stop.NO_OPINION
+    record.pick(0)
+    _, drawer = run([80], FAULT, RIGHT, task=record, rounds=2)
+    assert record.rounds[0].reflection is FAULT and record.stop is Stop.SATISFIED and len(drawer.calls) == 1
 
 
 def test_a_round_that_does_not_exist_cannot_be_picked():

@@ -12,16 +12,16 @@ import comfy.model_management
 import folder_paths
 from comfy_api.latest import io, ui
 from PIL import Image
-from server import PromptServer
 
 from ...omnigen2_core.errors import ReflectionError
 from ...omnigen2_core.images import to_image_tensor, to_rgb
 from ...omnigen2_core.reflection import Record, Round, Stage, Task, from_dict, to_dict
+from .page import tell_page
 
 FOLDER = "omnigen2_rounds"
 """Below the output folder."""
 EVENT = "omnigen2.rounds"
-"""The event that web/js/reflection.js listens to: {"node", "rounds", "stage", "round"}."""
+"""The event that web/js/reflection.js listens to: {"node", "prompt_id", "rounds", "stage", "round"}."""
 ROUNDS = "omnigen2_rounds"
 """The key of a node's output under which it finds the same rounds in the end."""
 
@@ -74,17 +74,14 @@ class Rounds:
             self.names.append("/".join([*Path(file["subfolder"]).parts, file["filename"]]))
 
     def _tell(self, stage: str = "", index: int = -1) -> None:
-        page = PromptServer.instance.client_id
-        if page is not None:
-            data = {"node": self.node.hidden.unique_id, "rounds": self.values(), "stage": stage, "round": index}
-            PromptServer.instance.send_sync(EVENT, data, page)
+        tell_page(EVENT, self.node.hidden.unique_id, rounds=self.values(), stage=stage, round=index)
 
 
-def picked_record(task: Task, earlier: str, pick: int) -> tuple[Record, list[str], list[str]]:
+def picked_record(task: Task, earlier: str, pick: int, judge: str) -> tuple[Record, list[str], list[str]]:
     """The record to go on with from a round that was picked, the files of its pictures, and notes for the user.
 
-    earlier: `Rounds.to_json` of the run that it was picked from. For another prompt or other references the picture
-    alone is taken over, to be judged anew. Raises ReflectionError when the rounds cannot be read, have no such round,
+    earlier: `Rounds.to_json` of the run that it was picked from. For another prompt, other references or another
+    judge, whose scores are none to compare with, the picture alone is taken over, to be judged anew. Raises ReflectionError when the rounds cannot be read, have no such round,
     or a picture is gone.
     """
     if not earlier.strip():
@@ -102,11 +99,14 @@ def picked_record(task: Task, earlier: str, pick: int) -> tuple[Record, list[str
     same = values.get("instruction") == task.instruction
     if same and values.get("reference_marks") == [_mark(picture) for picture in task.references]:
         record = from_dict(values, [_open(name) for name in names], task.references)
-        record.pick(pick)
-        return record, names, []
+        if record.rounds[pick].settings.get("judge", judge) == judge:
+            record.pick(pick)
+            return record, names, []
+        changed = "judge"
+    else:
+        changed = "references" if same else "prompt"
     record = Record(task)
     record.give(_open(names[pick]))
-    changed = "references" if same else "prompt"
     note = f"The {changed} changed since round {pick} was drawn, so its picture alone was taken over and judged anew."
     return record, [names[pick]], [note]
 

@@ -101,7 +101,8 @@ class Bench:
         return made
 
     def judge_given(self, entry: Round) -> Round:
-        """Judges a round that has not been: a given picture, or one that an interrupted run left. Replaces it."""
+        """Judges a round of which there is no opinion: a given picture, one that an interrupted run left, or one that
+        an earlier run could not judge. Replaces it."""
         seconds = dict(entry.seconds)
         score, reflection = self._look(entry.index, entry.picture, seconds, self._earlier(entry.parent))
         judged = replace(entry, score=score, reflection=reflection, seconds=seconds)

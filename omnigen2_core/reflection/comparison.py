@@ -19,8 +19,8 @@ def takes_lead(
 
     Scores decide where they differ by more than `CLOSE`, then the pictures side by side, then the reflector's verdict
     where it calls one right and the other not, then any difference of the scores. A picture without a score has no
-    claim, and none that is more than `CLOSE` below the highest score has one: a row of close comparisons would
-    otherwise lead downhill.
+    claim, and in the lead it gives way where nothing else decides. None that is more than `CLOSE` below the highest
+    score has a claim either: a row of close comparisons would otherwise lead downhill.
     """
     best, value = record.best, score.value
     if value is None:
@@ -36,7 +36,7 @@ def takes_lead(
     before, after = _is_right(best.reflection), _is_right(reflection)
     if before != after:
         return after
-    return reached is not None and value > reached
+    return reached is None or value > reached
 
 
 def _is_right(reflection: Reflection | None) -> bool:

@@ -203,7 +203,7 @@ def _refusal(error: urllib.error.HTTPError, key: str) -> str:
     try:
         told = json.loads(error.read(MAX_BYTES))["error"]
         said = str(told["message"] if isinstance(told, dict) else told)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
         pass
     explanation = f": {_short(said, key)}" if said else ""
     return f"failed (HTTP {error.code}{explanation}); check {URL_VARIABLE} and {MODEL_VARIABLE}."

@@ -113,9 +113,10 @@ def _start(bench: Bench, seed: int) -> Round:
     record = bench.record
     if not record.rounds:
         return bench.make(first_plan(record.task, seed))
-    if record.best.judged and record.best.reflection is not None:
-        return record.best
-    return bench.judge_given(record.best)
+    best = record.best
+    if best.judged and best.reflection is not None and best.reflection.verdict is not Verdict.NO_OPINION:
+        return best
+    return bench.judge_given(best)
 
 
 def _redrawn(bench: Bench, before: Round, said: Reflection, way: Redraw, seed: int) -> Round:

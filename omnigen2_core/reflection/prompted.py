@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from .answers import clean, is_english, is_latin
+from ..english import is_english, is_latin
+from .answers import clean
 from .looker import Ask, numbered_pictures
 from .opinion import Earlier, Reflection, Scope
 from .task import Task

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .answers import clean, is_latin
+from ..english import is_latin
+from .answers import clean
 from .looker import Ask
 from .task import Task
 

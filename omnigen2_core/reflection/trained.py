@@ -25,8 +25,9 @@ from typing import Callable, Sequence
 from PIL import Image
 
 from ..assistant import Assistant, OnStep
+from ..english import is_english
 from ..prompts import IMAGE_PLACE, chat_prompt
-from .answers import clean, is_english
+from .answers import clean
 from .looker import Looker
 from .opinion import Earlier, Reflection, Scope, Verdict
 from .requirements import whole_question

@@ -66,6 +66,20 @@ def told(result: Result) -> list[dict]:
     return [data for kind, data in result.events if kind == "omnigen2.rounds"]
 
 
+def interrupted(server, graph: Graph, when) -> Result:
+    """Runs a graph and interrupts it at the first event of which `when(kind, data)` is true."""
+    done = []
+
+    def look(kind, data, result):
+        if not done and when(kind, data):
+            done.append(True)
+            server.interrupt()
+
+    result = server.run(graph, on_event=look, check=False)
+    assert result.status == "interrupted"
+    return result
+
+
 def picture_of(server, name: str) -> Image.Image:
     return Image.open(server.output / name).convert("RGB")
 

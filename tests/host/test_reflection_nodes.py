@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from harness import Graph, Result
+from harness import Graph
 from PIL import Image
 from small_models import install_folder, write_encoder
 from studio import (
@@ -20,6 +20,7 @@ from studio import (
     SAMPLE,
     WRONG,
     Studio,
+    interrupted,
     picture_of,
     refusal,
     rounds,
@@ -193,20 +194,6 @@ def test_an_encoder_without_eyes_draws_and_has_no_opinion(server, folder, golden
 # Cancelling
 
 
-def interrupted(server, graph: Graph, when) -> Result:
-    """Runs a graph and interrupts it at the first event of which `when(kind, data)` is true."""
-    done = []
-
-    def look(kind, data, result):
-        if not done and when(kind, data):
-            done.append(True)
-            server.interrupt()
-
-    result = server.run(graph, on_event=look, check=False)
-    assert result.status == "interrupted"
-    return result
-
-
 def test_cancelling_in_the_middle_of_the_second_picture_keeps_the_first_and_leaves_the_next_run_unharmed(server, folder):
     studio = Studio(folder, WRONG, ASKED, 0.3, RIGHT, 0.9)
     studio.model = studio.graph.add("TestSlowModel", model=studio.model, seconds=0.2)[0]
@@ -274,6 +261,14 @@ def test_for_another_task_the_picture_alone_is_taken_over_and_judged_anew(server
     assert values_of(made, "origin") == [("given",)] and made["pictures"] == first["pictures"]
     assert made["rounds"][0]["score"]["value"] == pytest.approx(0.9, abs=1e-4)
     assert any(f"The {what} changed since round 0" in note for note in result.ui[node][NOTES])
+
+
+def test_with_another_judge_the_picture_alone_is_taken_over_too(server, folder):
+    first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, rounds=0)
+    first["rounds"][0]["settings"]["judge"] = "own_endpoint"
+    made, result, node = run_loop(server, folder, RIGHT, ASKED, 0.9, pick=0, earlier_rounds=json.dumps(first))
+    assert values_of(made, "origin") == [("given",)] and made["rounds"][0]["score"]["value"] == pytest.approx(0.9, abs=1e-4)
+    assert any("The judge changed since round 0" in note for note in result.ui[node][NOTES])
 
 
 @pytest.mark.parametrize(
