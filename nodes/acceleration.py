@@ -32,13 +32,13 @@ def _custom_inputs() -> list[io.Input]:
     return [
         count(
             "context_refresh",
-            "Text and references are computed in one evaluation of so many; the others compute the picture's tokens "
-            "alone. What helps edits and several references most. 1 is off.",
+            "Recomputes text and references only in every Nth evaluation; the others compute the picture's tokens "
+            "alone. Helps edits and several references most. 1 is off.",
         ),
         count(
             "guidance_every",
-            "The negative branches of the guidance are evaluated in one step of so many; between, their difference "
-            "from the prompt's own prediction is reused. 1 is off.",
+            "Evaluates the negative branches of the guidance only in every Nth step, and reuses their difference from "
+            "the prompt's own prediction in between. 1 is off.",
         ),
         threshold(
             "disagreement",
@@ -57,8 +57,8 @@ def _custom_inputs() -> list[io.Input]:
         ),
         count(
             "taylorseer",
-            "TaylorSeer: after five steps the layers run in one step of so many, and between them their output is "
-            "extrapolated. The authors' code uses 3. 1 is off.",
+            "TaylorSeer: after the first five steps, runs the layers only in every Nth step and extrapolates their "
+            "output in between. The authors' code uses 3. 1 is off.",
         ),
     ]  # fmt: skip
 
@@ -78,6 +78,8 @@ def acceleration_of(choice: dict[str, Any] | None) -> Acceleration:
 
 
 class OmniGen2Accelerate(io.ComfyNode):
+    """Saves evaluations of a MODEL under any sampler, by a preset or by settings of each method."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -140,7 +140,8 @@ class OmniGen2Chat(io.ComfyNode):
                     "keep_turns",
                     default=Limits.turns,
                     min=2,
-                    max=MAX_TURNS,
+                    # A message and its answer are there before the oldest go.
+                    max=MAX_TURNS - 2,
                     advanced=True,
                     tooltip="How many turns of both sides the conversation keeps. The oldest go first, and a note says "
                     "so.",

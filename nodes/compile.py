@@ -11,6 +11,8 @@ from .host.guider import is_native, require_omnigen2
 
 
 class OmniGen2Compile(io.ComfyNode):
+    """Has PyTorch compile what lies between a MODEL's attentions."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

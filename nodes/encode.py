@@ -13,11 +13,10 @@ from comfy_api.latest import io
 from ..omnigen2_core.advice import notes_on_references, notes_on_size
 from ..omnigen2_core.images import output_size, reference_size
 from ..omnigen2_core.prompts import DEFAULT_NEGATIVE_PROMPT
+from ..omnigen2_core.transformer import MAX_REFERENCES
 from .host.notes import output_with_notes
 from .host.prompt import encode_prompt, profile_of_clip
 from .host.references import LATENT_CHANNELS, PIXELS_PER_LATENT, collect_pictures, encode_reference, require_vae
-
-MAX_REFERENCES = 5
 
 
 class OmniGen2Encode(io.ComfyNode):

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 class OmniGen2LoadLoRA(io.ComfyNode):
+    """Brings a LoRA of any known naming to ComfyUI's own, and lets core apply it."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -210,6 +210,8 @@ def sample_latent(
 
 
 class OmniGen2Sample(io.ComfyNode):
+    """Samples as the reference implementation does: its schedule, solvers and two guidance scales."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -243,6 +245,8 @@ class OmniGen2Sample(io.ComfyNode):
 
 
 class OmniGen2Guider(io.ComfyNode):
+    """The two guidance scales for SamplerCustomAdvanced."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -266,6 +270,8 @@ class OmniGen2Guider(io.ComfyNode):
 
 
 class OmniGen2Sigmas(io.ComfyNode):
+    """The reference's schedule for SamplerCustomAdvanced."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

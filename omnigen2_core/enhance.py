@@ -12,6 +12,7 @@ from typing import Callable, Sequence
 from PIL import Image
 
 from .assistant import Assistant, OnStep, check_image_count
+from .english import is_latin
 from .errors import PromptError
 from .generation import GREEDY, Sampling, readable
 from .profile import PUBLISHED
@@ -101,9 +102,12 @@ def enhance_prompt(
     if not text:
         text = prompt.strip()
         notes.append("The model wrote no prompt, so yours is used as it is.")
-    elif not answer.complete:
-        text = _to_sentence_end(text)
-        notes.append(f"The model was stopped after {max_new_tokens} tokens; its last, unfinished sentence was cut off.")
+    else:
+        if not is_latin(text):
+            notes.append("The model did not write in English, which OmniGen2 follows best. Try another seed, or edit the prompt.")
+        if not answer.complete:
+            text = _to_sentence_end(text)
+            notes.append(f"The model was stopped after {max_new_tokens} tokens; its last, unfinished sentence was cut off.")
     kept = fit_prompt(assistant.tokenizer, text, max_text_tokens)
     if kept != text:
         length = count_tokens(assistant.tokenizer, text)

@@ -7,6 +7,8 @@ from typing import Callable, Literal, Mapping, Sequence
 
 import torch
 
+from .errors import OmniGen2Error
+
 Branch = Literal["cond", "ref", "uncond"]
 """cond: prompt and references; ref: negative prompt and references; uncond: negative prompt alone."""
 
@@ -40,8 +42,9 @@ class Guidance:
     def __post_init__(self) -> None:
         start, end = self.range
         if not 0.0 <= start <= end <= 1.0:
-            raise ValueError(
-                f"The guidance range is {start} to {end}; both must lie in 0..1 and the start must not exceed the end."
+            raise OmniGen2Error(
+                f"The guidance range is {start} to {end}; set guidance_start and guidance_end within 0..1, the start not "
+                "after the end."
             )
 
 

@@ -195,7 +195,7 @@ class OmniGen2Transformer(nn.Module):
             return JointSequence(torch.stack(noise), own, seen, temb, layouts, stacked, False, modulations)
 
         text_is_known = state is not None and state.text_key is not None
-        context = state.remember(("text", state.text_key), make_text) if text_is_known else make_text()
+        context = state.remember(("text", state.text_key, device), make_text) if text_is_known else make_text()
         flat = [
             _Image(pixels, i, start, index)
             for i, (refs, layout) in enumerate(zip(per_sample, layouts))

@@ -184,3 +184,12 @@ def test_state_without_a_cache_changes_nothing_and_refines_text_once(golden, mod
     finally:
         handle.remove()
     assert run.computed == {"cond": [0, 1, 2], "uncond": [0], "other": [0, 1]}
+
+
+def test_what_branches_share_is_kept_for_each_device():
+    """A host with several cards evaluates branches on several at once."""
+    image = torch.ones(1, 4)
+    state = Run(1).evaluation("cond", 0, text_key="prompt")
+    state.memory_of("image", [image])["refined"] = "here"
+    assert state.memory_of("image", [image.to("meta")]) == {}
+    assert state.memory_of("image", [image]) == {"refined": "here"}

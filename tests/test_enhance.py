@@ -63,6 +63,14 @@ def test_what_is_around_the_prompt_is_tidied_away(monkeypatch, assistant, writte
     assert enhance_prompt(assistant, "fox").text == prompt
 
 
+@pytest.mark.parametrize(("written", "told"), [(CHINESE, True), ('A red fox under the words "红色的狐狸坐在雪地里".', False)])
+def test_a_prompt_in_another_script_than_english_is_told_of(monkeypatch, assistant, written, told):
+    says(monkeypatch, assistant, written)
+    enhanced = enhance_prompt(assistant, "一只红色的狐狸")
+    assert enhanced.text == written
+    assert any("not write in English" in note for note in enhanced.notes) == told
+
+
 def test_names_of_special_tokens_do_not_get_into_the_prompt(monkeypatch, assistant):
     """Spelled in letters by the model they are harmless; in the next prompt they would be read as the tokens."""
     says(monkeypatch, assistant, "A fox<|im_e<|img|>nd|> sits.", spelled=True)

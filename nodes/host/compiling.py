@@ -37,6 +37,6 @@ class Compiling:
         """Says in the log, once, what was not compiled."""
         if self._parts is not None and self._parts.skipped > self._before:
             logging.info(
-                "OmniGen2 Compile: %d parts of layers were computed uncompiled, because their weights are packed or fp8, or "
+                "OmniGen2 Compile: parts of layers were computed uncompiled %d times, because their weights are packed or fp8, or "
                 "are moved, cast or changed for each use (loaded in part).", self._parts.skipped - self._before,
             )

@@ -88,7 +88,7 @@ class Run:
     _caches: dict[str, BranchCache] = field(default_factory=dict, repr=False)
     _contexts: dict[str, ContextMethod] = field(default_factory=dict, repr=False)
     _memory: dict[Hashable, object] = field(default_factory=dict, repr=False)
-    _shared: dict[str, tuple[list[Tensor], dict]] = field(default_factory=dict, repr=False)
+    _shared: dict[tuple[str, torch.device], tuple[list[Tensor], dict]] = field(default_factory=dict, repr=False)
 
     def evaluation(
         self, branch: str, step: int, text_key: Hashable | None = None, *, plain: bool = False
@@ -175,10 +175,12 @@ class Evaluation:
         """
         if self.text_key is None:
             return {}
-        kept = self.run._shared.get(name)
+        # A host may evaluate branches on several devices at once.
+        key = name, inputs[0].device
+        kept = self.run._shared.get(key)
         if kept is None or not _all_equal(kept[0], inputs):
             # Copies, since a sampler may write into its latents.
-            kept = self.run._shared[name] = [tensor.clone() for tensor in inputs], {}
+            kept = self.run._shared[key] = [tensor.clone() for tensor in inputs], {}
         return kept[1]
 
     def needs_context(self, layouts: tuple[SampleLayout, ...]) -> bool:

@@ -14,6 +14,7 @@ METHODS = {
     "guidance_every": {"guidance_every": 2},
     "disagreement": {"disagreement": 0.5},
     "first_block": {"first_block": 1.0},
+    "teacache": {"teacache": 0.2},
     "taylorseer": {"taylorseer": 2},
     "together": {"context_refresh": 2, "guidance_every": 2, "first_block": 1.0},
 }
