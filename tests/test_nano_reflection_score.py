@@ -211,7 +211,7 @@ def test_figures_of_the_built_in_model_do_not_depend_on_the_number_of_processes(
         folder = tmp_path / str(processes)
         folder.mkdir()
         options = argparse.Namespace(
-            model=WEIGHTS, steps=3, seed=7, count=2, processes=processes, save=folder, figure=folder / "curves.svg"
+            model=WEIGHTS, steps=3, guided=False, seed=7, count=2, processes=processes, save=folder, figure=folder / "curves.svg"
         )
         figures = reflection_score.measure_reflection(options)
         told = [json.loads(line) for line in (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]

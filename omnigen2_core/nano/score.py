@@ -235,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     also.add_argument("--formats", nargs="*", choices=FORMATS, help="score the model in these weight formats instead, or in all of them")
     parser.add_argument("--figure", type=Path, help="where curves are drawn (default controls.svg or reflection.svg)")
     parser.add_argument("--steps", type=int, help="sampling steps of --reflection's hard prompts (default 3)")
+    parser.add_argument("--guided", action="store_true", help="draw them with the model's own guidance (default with none)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="for --reflection and --formats (default one a core)")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="another model folder")
     options = parser.parse_args(arguments)
