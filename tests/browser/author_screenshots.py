@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "host"), str(ROOT / "tests" / "browser")]
 
-from author_docs import IMAGES, save  # noqa: E402
+from author_docs import BADGE, IMAGES, save  # noqa: E402
 from browser_harness import Canvas, launch  # noqa: E402
 from built_in_choices import CHAT_EDIT, CHAT_QUESTION  # noqa: E402
 from harness import Server  # noqa: E402
@@ -41,6 +41,7 @@ RESIZE = """([type, more]) => {
 LOADED = """() => [...document.querySelectorAll('[role="log"] img, .omnigen2-rounds img')].every(image => image.complete && image.naturalWidth > 0)"""
 FRAME = """(type) => {
     app.canvas.background_image = null;
+    app.canvas.show_info = false;
     app.canvas.ds.scale = 1;
     const node = app.graph.nodes.find(n => n.type === type);
     app.canvas.ds.offset = [120 - node.pos[0], 140 - node.pos[1]];
@@ -76,10 +77,11 @@ def chat(browser: Browser, server: Server) -> Image.Image:
 def reflection(browser: Browser, server: Server) -> Image.Image:
     """The rounds, with what was said of the first one. In Nodes 2.0, which folds away what is seldom changed."""
     canvas = opened(browser, server, "Try-it-reflect-until-right", vue=True)
+    canvas.evaluate(SET, ["OmniGen2ReflectionLoop", {"control_after_generate": "fixed"}])
     canvas.run()
     canvas.page.locator(".omnigen2-rounds [role=list] button").first.click()
     canvas.page.mouse.move(0, 0)
-    canvas.evaluate(RESIZE, ["OmniGen2ReflectionLoop", -100])
+    canvas.evaluate(RESIZE, ["OmniGen2ReflectionLoop", 0])
     return taken(canvas, *framed(canvas, "OmniGen2ReflectionLoop"))
 
 
@@ -98,7 +100,7 @@ def framed(canvas: Canvas, node_type: str) -> list[float]:
 
 
 def taken(canvas: Canvas, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    clip = {"x": left - MARGIN, "y": top - MARGIN, "width": right - left + 2 * MARGIN, "height": bottom - top + MARGIN}
+    clip = {"x": left - MARGIN, "y": top - BADGE, "width": right - left + 2 * MARGIN, "height": bottom - top + BADGE}
     shot = Image.open(io.BytesIO(canvas.page.screenshot(clip=clip))).convert("RGB")
     canvas.close()
     return shot

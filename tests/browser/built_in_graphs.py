@@ -76,7 +76,7 @@ def rendered(ground: str, *things: tuple[str, str, str, str]) -> Image.Image:
     """A picture of a scene, exact to the pixel, in the built-in model's own size."""
     from omnigen2_core.nano.world import render
 
-    return Image.fromarray(render(_scene(ground, things)))
+    return Image.fromarray(render(scene_of(ground, things)))
 
 
 def assert_shows(picture: np.ndarray | Image.Image, ground: str, *things: tuple[str, str, str, str]) -> None:
@@ -84,10 +84,10 @@ def assert_shows(picture: np.ndarray | Image.Image, ground: str, *things: tuple[
     from omnigen2_core.nano.judge import look
 
     seen = look(np.asarray(picture))
-    assert seen.scene == _scene(ground, things), seen.doubt
+    assert seen.scene == scene_of(ground, things), seen.doubt
 
 
-def _scene(ground: str, things: tuple[tuple[str, str, str, str], ...]):
+def scene_of(ground: str, things: tuple[tuple[str, str, str, str], ...]):
     from omnigen2_core.nano.world import PLACES, Scene, Thing
 
     return Scene(ground, tuple(Thing(PLACES.index(place), *rest) for place, *rest in things))

@@ -76,7 +76,7 @@ def published_reflect() -> Graph:
         "## Reflect until right\n\nThe picture is drawn; the encoder looks at it and says what is missing or wrong against the prompt; it is edited "
         "or drawn again, until it is right, a correction does not help, or the **rounds** are used. The best picture goes out.\n\nThe node shows the "
         "rounds as they come: a click tells what was said of one, and **Go on from this round** has the next run begin there.\n\nEach round takes as "
-        "long as a picture." + files_note(*MODEL_FILES),
+        "long as one to three pictures, and the encoder's look at them." + files_note(*MODEL_FILES),
         ABOUT_BOX,
     )
     parts = published_parts(graph)
@@ -162,10 +162,10 @@ def built_in_reflect() -> Graph:
         ABOUT_BOX,
     )
     parts = built_in_parts(graph)
-    settings = {**built_in_drawing(), "steps": choices.REFLECT_STEPS}
+    settings = built_in_drawing() | choices.FEW_STEPS
     loop = drawing_node(
         graph, "OmniGen2ReflectionLoop", parts, LOOP_BOX, prompt=choices.REFLECT_PROMPT, seed=choices.REFLECT_SEED, rounds=choices.REFLECT_ROUNDS,
-        redraw="auto", reflect_by="auto", **choices.REFLECT_EDITS, **RANDOM, **settings,
+        redraw="auto", reflect_by="auto", **RANDOM, **settings,
     )  # fmt: skip
     shown = enlarged(graph, loop["image"], "The best round")
     saved = graph.add("SaveImage", box=(260, 310), images=loop["image"], filename_prefix="OmniGen2-nano")
@@ -182,7 +182,7 @@ def built_in_best() -> Graph:
         ABOUT_BOX,
     )
     parts = built_in_parts(graph)
-    settings = {**built_in_drawing(), "steps": choices.BEST_STEPS}
+    settings = built_in_drawing() | choices.FEW_STEPS
     best = drawing_node(
         graph, "OmniGen2BestOfN", parts, BEST_BOX, prompt=choices.BEST_PROMPT, seed=choices.BEST_SEED, count=4, **RANDOM, **settings
     )

@@ -116,7 +116,7 @@ SAMPLER_BOX = (400, 0)
 # ---- on the built-in model
 
 WORLD = (
-    "It knows eight colours (red, orange, yellow, green, blue, purple, white, black), six shapes (circle, square, triangle, diamond, cross, "
+    "The built-in model knows eight colours (red, orange, yellow, green, blue, purple, white, black), six shapes (circle, square, triangle, diamond, cross, "
     "ring), large and small, and nine places (*at the top left*, *at the top*, ... *in the middle*, ... *at the bottom right*). Chinese works too: "
     "*蓝色背景，左上角有一个大红色圆形*."
 )

@@ -39,10 +39,10 @@ def test_the_model_draws_what_is_to_be_drawn_and_answers_what_is_asked(server):
 
 
 def test_a_conversation_of_words_and_pictures_goes_on_within_its_limits(server):
-    """Twenty turns by twos, as a page runs them: a picture, then a question about it."""
+    """Fifty turns by twos, as a page runs them: a picture, then a question about it."""
     limits = {"keep_turns": 8, "keep_images": 2}
     told, memory = Conversation(), []
-    for number in range(10):
+    for number in range(25):
         for message, mode in ((PROMPT, "draw"), (QUESTION, "text")):
             talk = Talk(BUILT_IN)
             # Written to its end: an answer that is cut off would be a note too.
