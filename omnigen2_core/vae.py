@@ -243,7 +243,9 @@ class AutoencoderKL(nn.Module):
             raise SizeError(
                 f"The VAE cannot encode an image of {width}x{height} pixels. Resize it to multiples of {factor}."
             )
-        mean, logvar = self.encoder(images).chunk(2, dim=1)
+        # Hosts give pixels with the channels last. On a CPU PyTorch's norms take the variance of such as a difference of
+        # large numbers, which is off by a thousandth where a picture is plain.
+        mean, logvar = self.encoder(images.contiguous()).chunk(2, dim=1)
         return Posterior(mean, logvar)
 
     def decode(self, latents: Tensor) -> Tensor:
