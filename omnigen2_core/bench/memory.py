@@ -37,11 +37,12 @@ class Card:
 
 CARDS = (Card("bf16", 11 * GB), Card("fp8", 7 * GB), Card("q4_k", 5 * GB), Card("bf16", 3 * GB, " with partial loading"))
 NOTE = (
-    "Memory is by ComfyUI's own accounting with a simulated limit: its memory management is told of a card of that size, "
-    "loads and unloads the full-size model's weights (files without contents) through this pack's loaders, and every tensor "
-    "that the card would hold is counted in the whole of an edit of one step with the three evaluations of the guidance. A GB "
-    "is 10^9 bytes. Not counted is what PyTorch and a card's libraries take for themselves (their context, workspaces of "
-    "convolutions, gaps between tensors), and ComfyUI's loading of weights page by page, which it has on NVIDIA cards."
+    "Memory is by ComfyUI's own accounting with a simulated limit: its memory management is told of a card of that "
+    "size, loads and unloads the full-size model's weights (files without contents) through this pack's loaders, and "
+    "every tensor that the card would hold is counted in the whole of an edit of one step with the three evaluations "
+    "of the guidance, a question about its picture, and the edit once more. A GB is 10^9 bytes. Not counted is what "
+    "PyTorch and a card's libraries take for themselves (their context, workspaces of convolutions, gaps between "
+    "tensors), and ComfyUI's loading of weights page by page, which it has on NVIDIA cards."
 )
 
 
