@@ -80,9 +80,9 @@ class Rounds:
 def picked_record(task: Task, earlier: str, pick: int, judge: str) -> tuple[Record, list[str], list[str]]:
     """The record to go on with from a round that was picked, the files of its pictures, and notes for the user.
 
-    earlier: `Rounds.to_json` of the run that it was picked from. For another prompt, other references or another
-    judge, whose scores are none to compare with, the picture alone is taken over, to be judged anew. Raises ReflectionError when the rounds cannot be read, have no such round,
-    or a picture is gone.
+    earlier: `Rounds.to_json` of the run that it was picked from. For another prompt, other references or another judge,
+    whose scores are none to compare with, the picture alone is taken over, to be judged anew. Raises ReflectionError
+    when the rounds cannot be read, have no such round, or a picture is gone.
     """
     if not earlier.strip():
         raise ReflectionError(
