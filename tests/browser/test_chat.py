@@ -164,13 +164,41 @@ def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
 def test_of_two_messages_that_were_queued_together_the_first_is_answered_and_the_second_says_why_not(chats, canvas):
     """By the button that runs the workflow, which a chat does not hold back."""
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow", seconds=0.1)
+    chat.writes("a fox in the snow " * 4, seconds=0.1)
     chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
     chat.field.fill("And where?")
-    chat.follow()
+    chat.writes("Yes.")
     canvas.evaluate("app.queuePrompt(0, 1)")
     canvas.page.wait_for_function("document.querySelector('[data-omnigen2-chat] [role=status]').textContent.includes('changed since')")
     assert chat.texts[0] == "What is it?" and len(chat.texts) == 2 and chat.field.input_value() == "And where?"
+
+
+def test_the_next_message_can_be_typed_while_the_server_has_not_taken_the_last(chats, canvas):
+    [chat] = chats("A fox.")
+    sent = []
+    canvas.page.route("**/prompt", lambda request: sent.append(request))
+    with canvas.page.expect_request("**/prompt"):
+        chat.begin("What is it?")
+    chat.field.fill("And where?")
+    chat.field.press("Enter")
+    assert chat.status.inner_text() == "The last message is not answered yet."
+    [request] = sent
+    request.continue_()
+    canvas.page.unroute("**/prompt")
+    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == "And where?"
+
+
+def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.set("width", 1)
+    with canvas.page.expect_response("**/prompt") as answered:
+        chat.begin("What is it?")
+    assert answered.value.status == 400
+    chat.set("width", 64)
+    assert chat.send("What is it?") == "execution_success"
+    assert chat.texts == ["What is it?", "A fox."]
 
 
 def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(chats, canvas):

@@ -49,6 +49,18 @@ FAILED = """() => {
     const images = [...document.querySelectorAll('.omnigen2-rounds img')];
     return images.length > 0 && images.every(image => image.complete && image.naturalWidth === 0);
 }"""
+# The next workflow that is opened has its nodes, and is the active one only after goOn().
+SLOW_TO_OPEN = """() => {
+    window.nodesAreThere = false;
+    let waiting = new Promise((go) => { window.goOn = go });
+    app.registerExtension({
+        name: 'test.slow',
+        afterConfigureGraph: async () => {
+            window.nodesAreThere = true;
+            await waiting;
+        },
+    });
+}"""
 STATE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
 
 
@@ -121,11 +133,15 @@ def test_rounds_go_to_the_workflow_that_drew_them_whatever_is_on_the_canvas(loop
     canvas.evaluate("() => { window.ended = new Promise(done => app.api.addEventListener('execution_success', done, { once: true })) }")
     canvas.evaluate("app.queuePrompt(0, 1)")
     canvas.page.wait_for_function("document.querySelector('.omnigen2-rounds [role=status]').textContent.includes('…')")
-    canvas.load(other)
-    assert canvas.evaluate("app.extensionManager.workflow.activeWorkflow.path") != drawing
-    assert kept(canvas, loop) is None, "the run is not over"
+    canvas.evaluate(SLOW_TO_OPEN)
+    canvas.evaluate("(other) => { window.opened = app.loadGraphData(other) }", other)
+    canvas.page.wait_for_function("window.nodesAreThere")
     canvas.evaluate("window.ended")
-    canvas.page.wait_for_timeout(1000)
+    canvas.page.wait_for_timeout(500)
+    assert kept(canvas, loop) is None, "its nodes are there, and the other is still the active workflow"
+    canvas.evaluate("async () => { window.goOn(); await window.opened }")
+    canvas.page.wait_for_timeout(500)
+    assert canvas.evaluate("app.extensionManager.workflow.activeWorkflow.path") != drawing
     assert kept(canvas, loop) is None and board(canvas).get_by_role("status").inner_text() == "Rounds appear here as they are drawn."
     canvas.evaluate("() => app.loadGraphData(window.drawing.activeState, true, true, window.drawing)")
     canvas.page.wait_for_function(LOADED)

@@ -6,7 +6,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
-import { isForCanvas, whenEnded, whenExecuted } from "./runs.js";
+import { isForCanvas, whenEnded, whenExecuted, whenQueued } from "./runs.js";
 import { CHAT, inLocale } from "./words.js";
 
 const NODE = "OmniGen2Chat";
@@ -273,7 +273,8 @@ class Chat {
     return answer.before === this.json && (linked || answer.message === this.message || this.asked.includes(answer.message));
   }
 
-  answered({ message }) {
+  // Whether `message` was asked; it is not any more.
+  answered(message) {
     const index = this.asked.indexOf(message);
     if (index >= 0) this.asked.splice(index, 1);
     return index >= 0;
@@ -283,7 +284,7 @@ class Chat {
     // What the user had typed is a state to come back to.
     remember();
     if (this.message === answer.message) this.message = "";
-    this.answered(answer);
+    this.answered(answer.message);
     this.history = answer.conversation;
     remember();
     app.canvas?.setDirty(true, true);
@@ -309,7 +310,7 @@ function receive(path, answer) {
   const chat = chatAt(path);
   if (chat?.fits(answer)) {
     chat.add(answer);
-  } else if (chat?.answered(answer)) {
+  } else if (chat?.answered(answer.message)) {
     chat.show();
     chat.say(words().changed);
   } else {
@@ -353,7 +354,6 @@ function messageWidget(node, name) {
     getMinHeight: () => FIELD_HEIGHT,
     getMaxHeight: () => FIELD_HEIGHT,
   });
-  widget.afterQueued = () => chat.message.trim() && chat.asked.push(chat.message);
   return { widget, minWidth: 420, minHeight: FIELD_HEIGHT };
 }
 
@@ -374,6 +374,14 @@ app.registerExtension({
     });
     api.addEventListener("reconnected", () => {
       for (const node of allNodes()) chats.get(node)?.askForPictures();
+    });
+    // What was sent, and not what is in the field by now: the user may already be typing the next message.
+    whenQueued((prompt) => {
+      const sent = Object.entries(prompt)
+        .map(([path, { inputs }]) => ({ chat: chatAt(path), message: inputs.message }))
+        .filter(({ chat, message }) => chat && typeof message === "string" && message.trim());
+      for (const { chat, message } of sent) chat.asked.push(message);
+      return () => sent.forEach(({ chat, message }) => chat.answered(message));
     });
     whenExecuted((path, output) => {
       const [answer] = output.omnigen2_chat ?? [];

@@ -7,6 +7,7 @@ import { api } from "../../../scripts/api.js";
 
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
+const onQueued = [];
 const onExecuted = [];
 const onEnded = [];
 
@@ -20,15 +21,17 @@ const owners = new Map();
 // What is to be done when another workflow is on the canvas: {owner, key, react}.
 let held = [];
 const MOST_HELD = 200;
-const LOOK_EVERY = 250;
-let looking = null;
 
-const onCanvas = () => app.extensionManager.workflow?.activeWorkflow ?? null;
+// How many workflows are being opened: meanwhile the new one's nodes are there, and the one before is still the active one.
+let opening = 0;
+
+const active = () => app.extensionManager.workflow?.activeWorkflow ?? null;
+const isOnCanvas = (owner) => !opening && owner === active();
 
 // Whether what a run reports is for the workflow on the canvas. A run of which that is not known is taken for one of it.
 export function isForCanvas(run) {
   const owner = owners.get(run);
-  return !owner || owner === onCanvas();
+  return !owner || isOnCanvas(owner);
 }
 
 // Calls react() now or when the run's workflow is on the canvas again; of what waits under one key only the last.
@@ -40,29 +43,49 @@ export function deliver(run, key, react) {
   held = held.filter((other) => other.key !== key);
   held.push({ owner: owners.get(run), key, react });
   held.splice(0, held.length - MOST_HELD);
-  looking ??= setInterval(deliverHeld, LOOK_EVERY);
 }
 
 function deliverHeld() {
   const { openWorkflows } = app.extensionManager.workflow;
-  const due = held.filter(({ owner }) => owner === onCanvas());
-  held = held.filter(({ owner }) => owner !== onCanvas() && openWorkflows.includes(owner));
-  if (!held.length) {
-    clearInterval(looking);
-    looking = null;
-  }
+  const due = held.filter(({ owner }) => isOnCanvas(owner));
+  held = held.filter(({ owner }) => !isOnCanvas(owner) && openWorkflows.includes(owner));
   for (const { react } of due) react();
+}
+
+function followOpening() {
+  const { loadGraphData } = app;
+  app.loadGraphData = async function (...values) {
+    opening += 1;
+    try {
+      return await loadGraphData.apply(this, values);
+    } finally {
+      opening -= 1;
+      deliverHeld();
+    }
+  };
 }
 
 // The server answers with the run's id, and nothing that it reports later names the workflow.
 function followQueue() {
   const { queuePrompt } = api;
   api.queuePrompt = async function (...values) {
-    const owner = onCanvas();
-    const answer = await queuePrompt.apply(this, values);
-    if (owner && answer?.prompt_id) owners.set(answer.prompt_id, owner);
-    return answer;
+    const owner = active();
+    const takeBack = onQueued.map((react) => react(values[1]?.output ?? {}));
+    try {
+      const answer = await queuePrompt.apply(this, values);
+      if (owner && answer?.prompt_id) owners.set(answer.prompt_id, owner);
+      return answer;
+    } catch (refused) {
+      for (const undo of takeBack) undo();
+      throw refused;
+    }
   };
+}
+
+// react(prompt) is called with the API prompt that the page is about to send, and returns what undoes it, which is called
+// if the server does not take the prompt.
+export function whenQueued(react) {
+  onQueued.push(react);
 }
 
 // react(path, output) is called when a node has reported; inside a subgraph its path is "12:3", see findNode.
@@ -110,6 +133,7 @@ async function makeUp() {
 app.registerExtension({
   name: "OmniGen2.Runs",
   setup() {
+    followOpening();
     followQueue();
     api.addEventListener("execution_start", ({ detail }) => {
       runs.set(detail.prompt_id, { told: new Set(), gap: false });
