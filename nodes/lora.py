@@ -32,7 +32,7 @@ class OmniGen2LoadLoRA(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=files.list_files("loras"),
-                    tooltip="A LoRA for OmniGen2 in models/loras, or the one that comes with the built-in model.",
+                    tooltip="A LoRA for OmniGen2 in models/loras, or one that comes with the built-in model.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=-20.0, max=20.0, step=0.01,

@@ -122,8 +122,7 @@ def test_on_ctrl_c_a_command_puts_its_things_in_order_before_dev_ends(tmp_path):
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = (
         f"{listen}\nimport pathlib, time\n"
-        "print('started', flush=True)\n"
-        "try: time.sleep(60)\n"
+        "try: print('started', flush=True); time.sleep(60)\n"
         f"except KeyboardInterrupt: time.sleep(1); pathlib.Path({str(done)!r}).touch(); raise SystemExit(3)"
     )
     script = f"{listen}; import dev, sys; sys.exit(dev.call([sys.executable, '-c', {command!r}]))"
@@ -131,7 +130,7 @@ def test_on_ctrl_c_a_command_puts_its_things_in_order_before_dev_ends(tmp_path):
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout.readline() == "started\n"
-    time.sleep(0.2)
+    time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 3
     assert done.is_file()

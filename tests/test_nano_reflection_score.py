@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from omnigen2_core.nano import reflection_score, score
+from omnigen2_core.nano import mending, reflection_score, score
 from omnigen2_core.nano.folder import WEIGHTS
 from omnigen2_core.nano.reflection_score import BARS, equal_n, figures_of, measure_enough
 from omnigen2_core.nano.score import paired
@@ -187,13 +187,20 @@ def test_the_command_measures_a_thousand_and_ends_well_when_every_bar_holds(monk
     assert json.loads((tmp_path / "new" / "figures.json").read_text()).keys() == BARS.keys()
 
 
+def test_it_draws_with_the_lora_that_mends_unless_told_otherwise(monkeypatch, tmp_path):
+    assert run_command(monkeypatch)[1].lora == mending.FILE
+    assert run_command(monkeypatch, "--no-lora")[1].lora is None
+    assert run_command(monkeypatch, "--lora", "other.safetensors")[1].lora == Path("other.safetensors")
+    assert run_command(monkeypatch, "--model", tmp_path / "other")[1].lora is None, "another model has no such LoRA"
+
+
 @pytest.mark.parametrize("kind", BARS)
 def test_a_figure_on_the_wrong_side_of_its_bar_is_a_failure(monkeypatch, kind):
     wrong = BARS[kind].rate + (0.001 if BARS[kind].at_most else -0.001)
     assert run_command(monkeypatch, "--count", 3, rates={kind: wrong})[0] == 1
 
 
-@pytest.mark.parametrize("arguments", [["--reflection", "--controls"], ["--reflection", "--processes", "0"], ["--count", "0"]])
+@pytest.mark.parametrize("arguments", [["--reflection", "--controls"], ["--reflection", "--processes", "0"], ["--count", "0"], ["--formats", "--lora", "x"]])
 def test_options_that_make_no_sense_are_refused(arguments):
     with pytest.raises(SystemExit) as ended:
         score.main(arguments)
@@ -211,7 +218,7 @@ def test_figures_of_the_built_in_model_do_not_depend_on_the_number_of_processes(
         folder = tmp_path / str(processes)
         folder.mkdir()
         options = argparse.Namespace(
-            model=WEIGHTS, steps=3, guided=False, seed=7, count=2, processes=processes, save=folder, figure=folder / "curves.svg"
+            model=WEIGHTS, steps=3, guided=False, lora=None, seed=7, count=2, processes=processes, save=folder, figure=folder / "curves.svg"
         )
         figures = reflection_score.measure_reflection(options)
         told = [json.loads(line) for line in (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]

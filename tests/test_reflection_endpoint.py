@@ -217,7 +217,7 @@ def test_nobody_listening():
 
 
 def test_a_server_that_says_nothing(server):
-    server.reply = lambda handler: time.sleep(1.5)
+    server.reply = lambda handler: time.sleep(30)
     assert "did not answer within 0.3 seconds" in failure(server, timeout=0.3)
 
 
@@ -225,7 +225,7 @@ def test_a_server_that_goes_on_and_on_drop_by_drop(server):
     def drip(handler):
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(100):
+        for _ in range(1000):
             handler.wfile.write(b" ")
             handler.wfile.flush()
             time.sleep(0.05)
@@ -233,7 +233,7 @@ def test_a_server_that_goes_on_and_on_drop_by_drop(server):
     server.reply = drip
     start = time.monotonic()
     assert "did not answer within 0.3 seconds" in failure(server, timeout=0.3)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30
 
 
 def test_a_connection_that_breaks(server):

@@ -30,7 +30,7 @@ from .transformer import host_attention
 COMFYUI = Path(comfyui_version.__file__).resolve().parent
 FIRST_CALL = Path(__file__).resolve().parent / "first_call"
 """A custom node pack for servers; see there."""
-(BUILT_IN_LORA,) = BUILT_IN_FILES["loras"].values()
+BUILT_IN_LORA = BUILT_IN_FILES["loras"]["OmniGen2-nano framed (built in)"]
 OPERATIONS = comfy.ops.disable_weight_init
 """What ComfyUI takes for weights in the dtype that is computed in, as they are here."""
 

@@ -17,7 +17,12 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "omnigen2_core" / "nano" / "weig
 BUILT_IN_NAME = "OmniGen2-nano (built in)"
 BUILT_IN_PATH = WEIGHTS / "OmniGen2-nano"
 # Files of the pack that are listed behind those of a category.
-BUILT_IN_FILES = {"loras": {"OmniGen2-nano framed (built in)": WEIGHTS / "loras" / "OmniGen2-nano-framed.safetensors"}}
+BUILT_IN_FILES = {
+    "loras": {
+        "OmniGen2-nano framed (built in)": WEIGHTS / "loras" / "OmniGen2-nano-framed.safetensors",
+        "OmniGen2-nano mending (built in)": WEIGHTS / "loras" / "OmniGen2-nano-mending.safetensors",
+    }
+}
 # Where GGUF files are, too: what packs for such files call the place, if one has registered it.
 GGUF_CATEGORIES = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}
 # The authors' folder may sit in a publisher's folder; deeper trees are somebody's archive, not models.

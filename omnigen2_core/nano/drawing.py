@@ -41,9 +41,6 @@ CONFIG = OmniGen2Config(
 RECIPE = Recipe(
     steps=8000, learning_rate=2e-3, muon_learning_rate=4e-3, warmup=100, decay=0.6, ema=0.998, weight_decay=0.01, save_every=100
 )
-REFLECTION_RECIPE = Recipe(
-    steps=1600, learning_rate=1e-3, muon_learning_rate=2e-3, warmup=50, decay=0.9, ema=0.998, weight_decay=0.01, save_every=100
-)
 ATTENTION_TO_THINGS = 24.0
 """What all of a thing's latent pixels together count in the loss, where one pixel of the ground counts 1. A small thing is
 4 pixels of 144, and yet a picture is wrong if it is."""
@@ -66,9 +63,6 @@ class Mix:
     other_sizes: float = 0.08
     most_things: int = 3
 
-
-REFLECTION_MIX = Mix(text_to_image=24, edits=26, compositions=6, corrections=20, other_sizes=0.06, most_things=4)
-"""For the last leg, on pictures of four things, in which faults are mended."""
 
 Source = Scene | Spoiled | Drawn
 """What a reference shows."""

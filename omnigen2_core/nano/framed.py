@@ -18,7 +18,7 @@ from .folder import WEIGHTS
 from .world import COLOURS, Scene, render
 
 FILE = WEIGHTS.parent / "loras" / "OmniGen2-nano-framed.safetensors"
-"""Where the LoRA of the built-in model lies."""
+"""Where it lies."""
 
 RANK = 8
 RECIPE = Recipe(steps=700, learning_rate=4e-3, warmup=20, decay=0.6, ema=0.98, weight_decay=0.0, log_every=25, save_every=50)

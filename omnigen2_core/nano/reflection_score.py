@@ -182,7 +182,7 @@ def measure_reflection(options: argparse.Namespace) -> dict[str, dict[str, float
     with start_processes(options.processes) as pool:
 
         def run(numbers: range, seeds: int) -> Share:
-            work = partial(measure_share, options.model, options.steps, options.guided, options.seed, seeds, options.save)
+            work = partial(measure_share, options.model, options.steps, options.guided, options.lora, options.seed, seeds, options.save)
             start, done = time.monotonic(), Share()
             for share in pool.map(work, [numbers[i : i + SHARE] for i in range(0, len(numbers), SHARE)]):
                 done += share

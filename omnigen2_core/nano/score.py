@@ -235,9 +235,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     also.add_argument("--formats", nargs="*", choices=FORMATS, help="score the model in these weight formats instead, or in all of them")
     parser.add_argument("--figure", type=Path, help="where curves are drawn (default controls.svg or reflection.svg)")
     parser.add_argument("--steps", type=int, help="sampling steps of --reflection's hard prompts (default 3)")
-    parser.add_argument("--guided", action="store_true", help="draw them with the model's own guidance (default with none)")
+    parser.add_argument("--unguided", dest="guided", action="store_false", help="draw them without guidance (default with the model's own)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="for --reflection and --formats (default one a core)")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="another model folder")
+    drawn = parser.add_mutually_exclusive_group()
+    drawn.add_argument("--lora", type=Path, help="a LoRA to draw with (default with --reflection the one that mends, else none)")
+    drawn.add_argument("--no-lora", action="store_true", help="for --reflection: draw without the LoRA that mends")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.count is None:
@@ -246,6 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("count", "processes"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}; give at least 1.")
+    if options.formats is not None and options.lora:
+        parser.error("--lora is given, but --formats compares files of the model alone; leave one of them away.")
+    if options.reflection and not (options.lora or options.no_lora):
+        from . import mending
+
+        mends = options.model.parent / "loras" / mending.FILE.name
+        options.lora = mends if mends.is_file() else None
     draws_curves = options.controls or options.reflection
     for file in filter(None, (options.json, options.figure if draws_curves else None)):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -271,6 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ..pipeline import OmniGen2Pipeline
 
         pipeline = OmniGen2Pipeline.from_folder(options.model)
+        if options.lora:
+            pipeline.load_lora(options.lora)
         keep = (lambda kind, outcomes: save_outcomes(options.save, kind, outcomes)) if options.save else None
         figures, bars = score(pipeline, options.seed, options.count, keep=keep), BARS
     print(table(figures, bars))

@@ -12,12 +12,12 @@ does all of these:
     python -m omnigen2_core.nano.train draw --runs runs --out OmniGen2-nano
     python -m omnigen2_core.nano.train see --runs runs --workers 2
     python -m omnigen2_core.nano.train look --runs runs --workers 2
-    python -m omnigen2_core.nano.train reflect --runs runs --workers 2 --compile
     python -m omnigen2_core.nano.train export --runs runs --out OmniGen2-nano
     python -m omnigen2_core.nano.train lora --runs runs --out OmniGen2-nano
+    python -m omnigen2_core.nano.train mend --runs runs --out OmniGen2-nano --workers 2 --compile
 
 The first export is what `draw` needs: it keeps pictures of the model's own, from which `look` learns to judge and
-`reflect` to mend.
+`mend` to follow corrections.
 
 With `--start FOLDER` a stage begins at the weights of a model folder instead of at random, and parts that have no
 checkpoint in `--runs` are taken from there.
@@ -43,15 +43,15 @@ from ..errors import OmniGen2Error
 from ..mllm import Qwen2_5_VL, build_mllm
 from ..pipeline import OmniGen2Pipeline
 from ..prompts import DEFAULT_NEGATIVE_PROMPT, generation_prompt
-from ..training import Recipe, Trainer, Workers, fast_dtype
+from ..training import Recipe, Trainer, Workers, add_lora, fast_dtype, save_lora
 from ..transformer import OmniGen2Transformer
 from ..vae import AutoencoderKL
-from . import autoencoder, drawing, encoder, framed, looking, seeing
+from . import autoencoder, drawing, encoder, framed, looking, mending, seeing
 from .drawn import draw_own, load_own
 from .folder import WEIGHTS, write_folder
 from .tokens import build_tokenizer
 
-STAGES = ("autoencoder", "decoder", "encoder", "transformer", "export", "draw", "see", "look", "reflect", "export", "lora")
+STAGES = ("autoencoder", "decoder", "encoder", "transformer", "export", "draw", "see", "look", "export", "lora", "mend")
 DRAWN = 3600
 """Pictures that one run of the stage `draw` keeps."""
 
@@ -194,9 +194,9 @@ def train_look(
 
 
 def train_transformer(
-    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, *, compiled: bool = False, reflects: bool = False
+    runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, *, compiled: bool = False, mends: bool = False
 ) -> Trainer:
-    """The stage `transformer`, or, with `reflects`, `reflect`, which goes on from it and mends the model's own pictures too."""
+    """The stage `transformer`, or, with `mends`, `mend`: a LoRA beside the weights of the model folder `start`."""
     tokenizer = build_tokenizer()
     mllm = _build_encoder(runs, start)
     mllm = mllm.requires_grad_(False).to(fast_dtype())
@@ -206,19 +206,19 @@ def train_transformer(
     drawing.initialise(model)
     if start:
         model.load_state_dict(trained(runs, "transformer", start))
+    parameters = add_lora(model, mending.RANK, targets=mending.LAYERS, seed=recipe.seed) if mends else dict(model.named_parameters())
     if compiled:
         torch._dynamo.config.recompile_limit = 64
         for blocks in (model.context_refiner, model.noise_refiner, model.ref_image_refiner, model.layers):
             for block in blocks:
                 block.compile(dynamic=True)
     empty = [tokenizer.encode(generation_prompt(text), add_special_tokens=False).ids for text in ("", DEFAULT_NEGATIVE_PROMPT)]
-    drawn = load_own(runs / "drawn") if reflects else ()
-    mix = drawing.REFLECTION_MIX if reflects else drawing.Mix()
+    drawn = load_own(runs / "drawn") if mends else ()
+    mix = mending.MIX if mends else drawing.Mix()
     examples = drawing.Examples(tokenizer, mix, rank=workers.rank, workers=workers.count, drawn=drawn)
     loss = drawing.drawing_loss(model, mllm, latents, empty)
-    hidden = drawing.hidden_matrices(model)
-    parameters = dict(model.named_parameters())
-    folder = runs / ("reflect" if reflects else "transformer")
+    hidden = () if mends else drawing.hidden_matrices(model)
+    folder = runs / ("mend" if mends else "transformer")
     return Trainer(parameters, examples, loss, recipe, folder, hidden=hidden, workers=workers)
 
 
@@ -226,8 +226,7 @@ def export(runs: Path, out: Path, start: Path | None = None) -> None:
     """Writes the model folder from the checkpoints of all stages."""
     vae = load_autoencoder(runs, start, best_decoder=True)
     statistics: Mapping[str, float] = {name: getattr(vae.config, name) for name in ("scaling_factor", "shift_factor")}
-    last = "reflect" if (runs / "reflect" / "checkpoint").is_dir() else "transformer"
-    transformer, mllm = trained(runs, last, start), encoder_weights(runs, start)
+    transformer, mllm = trained(runs, "transformer", start), encoder_weights(runs, start)
     write_folder(out, transformer=transformer, vae=vae.state_dict(), latent_statistics=statistics, mllm=mllm)
 
 
@@ -244,8 +243,8 @@ RECIPES = {
     "transformer": drawing.RECIPE,
     "see": seeing.RECIPE,
     "look": looking.RECIPE,
-    "reflect": drawing.REFLECTION_RECIPE,
     "lora": framed.RECIPE,
+    "mend": mending.RECIPE,
 }
 
 
@@ -258,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that train together, where a stage can")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: minutes at first, then faster")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora is trained on it")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora and mend are trained on it")
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
     parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's learning rates")
     parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with; see keeps to its vision tower")
@@ -305,7 +304,7 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
         given = [
             options.stage, "--runs", str(options.runs), "--seed", str(options.seed), "--workers", str(options.workers),
             "--steps", str(recipe.steps), *(["--compile"] if options.compile else []),
-            "--rate", str(options.rate), *(["--start", str(options.start)] if options.start else []),
+            "--rate", str(options.rate), "--out", str(options.out), *(["--start", str(options.start)] if options.start else []),
             *(["--held", str(options.held)] if options.held else []), "--moves", options.moves,
         ]  # fmt: skip
         # Started as this process was: through a launcher, where that was needed.
@@ -319,8 +318,11 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
         if options.stage == "look":
             train_look(options.runs, recipe, workers, options.start, options.held, moves=options.moves).run()
             return
-        reflects = options.stage == "reflect"
-        train_transformer(options.runs, recipe, workers, options.start, compiled=options.compile, reflects=reflects).run()
+        mends = options.stage == "mend"
+        start = options.out if mends else options.start
+        train_transformer(options.runs, recipe, workers, start, compiled=options.compile, mends=mends).run()
+        if mends and workers.leads:
+            save_lora(trained(options.runs, "mend"), options.out.parent / "loras" / mending.FILE.name)
     finally:
         for process in others:
             process.terminate() if sys.exc_info()[0] else process.wait()

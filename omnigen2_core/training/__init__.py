@@ -5,7 +5,7 @@ from .device import fast_dtype
 from .ema import ExponentialAverage
 from .flow import draw_times, flow_loss, interpolate
 from .loop import Trainer
-from .lora import add_lora, save_lora
+from .lora import TARGETS, add_lora, save_lora
 from .optimizers import Muon, build_optimizers
 from .parallel import Workers
 from .recipe import Recipe
@@ -14,6 +14,7 @@ __all__ = [
     "ExponentialAverage",
     "Muon",
     "Recipe",
+    "TARGETS",
     "Trainer",
     "Workers",
     "add_lora",

@@ -167,7 +167,7 @@ class Canvas:
         }""", node)
         self.page.locator('[data-testid="info-button"]').first.click()
         panel = self.page.locator(".node-help-content").first
-        panel.wait_for(timeout=10_000)
+        panel.wait_for(timeout=PATIENCE)
         self.page.wait_for_timeout(500)
         return panel.inner_text()
 

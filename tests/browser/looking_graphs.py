@@ -4,7 +4,7 @@ from __future__ import annotations
 import built_in_choices as choices
 from canvas_graph import Column, Graph, Group, Node, Output, Row
 from template_parts import (
-    ENLARGED, IMAGE_BOX, MODEL_FILES, NOTE_BOX, PICTURE_BOX, PUBLISHED_SEED, WORLD, Drawing, Parts, built_in_drawing, built_in_parts,
+    ENLARGED, IMAGE_BOX, LOADER_BOX, MENDING_LORA, MODEL_FILES, NOTE_BOX, PICTURE_BOX, PUBLISHED_SEED, WORLD, Drawing, Parts, built_in_drawing, built_in_parts,
     files_note, published_encoder, published_parts,
 )  # fmt: skip
 
@@ -158,10 +158,12 @@ def built_in_reflect() -> Graph:
         "## Try it: reflect until right\n\nPress **Run**. The built-in model draws four shapes in a few steps, too few to be right every time. Its "
         "encoder looks at the picture and says what is wrong, and it is edited or drawn again, until it is right or the **rounds** are used.\n\nThe node "
         "shows the rounds: a click tells what was said of one, and **Go on from this round** has the next run begin there. With **rounds** at 0 you "
-        "see what one shot gives.\n\n" + WORLD,
+        "see what one shot gives. The LoRA was trained to mend pictures by such words; without it more corrections fail.\n\n" + WORLD,
         ABOUT_BOX,
     )
     parts = built_in_parts(graph)
+    lora = graph.add("OmniGen2LoadLoRA", box=LOADER_BOX, model=parts.model, lora_name=MENDING_LORA, strength=1.0)
+    parts.model = lora["model"]
     settings = built_in_drawing() | choices.FEW_STEPS
     loop = drawing_node(
         graph, "OmniGen2ReflectionLoop", parts, LOOP_BOX, prompt=choices.REFLECT_PROMPT, seed=choices.REFLECT_SEED, rounds=choices.REFLECT_ROUNDS,
@@ -169,7 +171,7 @@ def built_in_reflect() -> Graph:
     )  # fmt: skip
     shown = enlarged(graph, loop["image"], "The best round")
     saved = graph.add("SaveImage", box=(260, 310), images=loop["image"], filename_prefix="OmniGen2-nano")
-    graph.layout = Row(Column(note, parts.group), Group("Draw, look, correct", loop), Group("Picture", *shown, saved))
+    graph.layout = Row(Column(note, parts.group, Group("LoRA", lora)), Group("Draw, look, correct", loop), Group("Picture", *shown, saved))
     return graph
 
 

@@ -9,6 +9,7 @@ from canvas_graph import Column, Graph, Group, Node, Output, Row
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUILT_IN = "OmniGen2-nano (built in)"
 BUILT_IN_LORA = "OmniGen2-nano framed (built in)"
+MENDING_LORA = "OmniGen2-nano mending (built in)"
 BUILT_IN_SETTINGS = ROOT / "omnigen2_core/nano/weights/OmniGen2-nano/omnigen2.json"
 HUGGING_FACE = "https://huggingface.co/{}/resolve/main/{}"
 REPACKAGED = "Comfy-Org/Omnigen2_ComfyUI_repackaged"

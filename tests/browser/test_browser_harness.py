@@ -1,9 +1,12 @@
 """The browser fixture itself, with core nodes: what the other browser tests rely on."""
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from browser_harness import SCRIPTS
+from browser_harness import PATIENCE, SCRIPTS
+from playwright.sync_api import expect
 
 
 def picture_workflow(canvas) -> dict:
@@ -35,13 +38,15 @@ def test_a_missing_node_is_found(canvas):
 
 
 def test_the_help_panel_of_a_core_node_is_read(open_canvas):
-    assert "EmptyImage" in open_canvas().help_text("EmptyImage").replace(" ", "")
+    canvas = open_canvas()
+    canvas.help_text("EmptyImage")
+    expect(canvas.page.locator(".node-help-content").first).to_contain_text(re.compile("Empty ?Image"), timeout=PATIENCE)
 
 
 def test_an_error_of_the_pack_in_the_console_is_seen(canvas):
     assert canvas.errors == []
-    canvas.evaluate("() => { console.error('OmniGen2 broke') }")
-    canvas.page.wait_for_timeout(200)
+    with canvas.page.expect_console_message():
+        canvas.evaluate("() => { console.error('OmniGen2 broke') }")
     assert len(canvas.errors) == 1
 
 
@@ -60,6 +65,6 @@ def test_an_exception_in_the_script_of_another_pack_is_not_ours(canvas):
 def throw_at(canvas, address: str, script: str) -> None:
     """Have the page run a script that the server seems to have at this address."""
     canvas.page.route(f"**{address}", lambda route: route.fulfill(body=script, content_type="text/javascript"))
-    canvas.page.add_script_tag(url=address)
-    canvas.page.wait_for_timeout(200)
+    with canvas.page.expect_event("pageerror"):
+        canvas.page.add_script_tag(url=address)
     canvas.page.unroute(f"**{address}")

@@ -178,24 +178,42 @@ def test_the_next_message_can_be_typed_while_the_server_has_not_taken_the_last(c
     [chat] = chats("A fox.")
     sent = []
     canvas.page.route("**/prompt", lambda request: sent.append(request))
-    with canvas.page.expect_request("**/prompt"):
-        chat.begin("What is it?")
-    chat.field.fill("And where?")
-    chat.field.press("Enter")
-    assert chat.status.inner_text() == "The last message is not answered yet."
-    [request] = sent
-    request.continue_()
-    canvas.page.unroute("**/prompt")
-    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    try:
+        with canvas.page.expect_request("**/prompt"):
+            chat.begin("What is it?")
+        chat.field.fill("And where?")
+        chat.field.press("Enter")
+        assert chat.status.inner_text() == "The last message is not answered yet."
+    finally:
+        for request in sent:
+            request.continue_()
+        canvas.page.unroute("**/prompt")
+    canvas.page.wait_for_function("window.chatEnd")
     assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == "And where?"
+
+
+def test_an_answer_finds_its_chat_though_the_next_message_was_typed_and_another_workflow_looked_at(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow " * 4, seconds=0.2)
+    chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.field.fill("And where?")
+    canvas.evaluate("() => { window.own = app.extensionManager.workflow.activeWorkflow }")
+    canvas.reset()
+    canvas.page.wait_for_function("window.chatEnd")
+    canvas.evaluate("async () => { await app.loadGraphData(window.own.activeState, true, true, window.own) }")
+    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert chat.texts[0] == "What is it?" and chat.field.input_value() == "And where?"
 
 
 def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, canvas):
     [chat] = chats("A fox.")
     chat.set("width", 1)
+    canvas.evaluate("() => { window.tried = new Promise(done => app.api.addEventListener('promptQueued', () => done(true), {once: true})) }")
     with canvas.page.expect_response("**/prompt") as answered:
         chat.begin("What is it?")
     assert answered.value.status == 400
+    canvas.evaluate("window.tried")
     chat.set("width", 64)
     assert chat.send("What is it?") == "execution_success"
     assert chat.texts == ["What is it?", "A fox."]
@@ -203,14 +221,20 @@ def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, ca
 
 def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow " * 2, seconds=0.1)
+    chat.writes("a fox in the snow " * 12, seconds=0.2)
     chat.begin("What is it?")
     expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
     canvas.evaluate("app.queuePrompt(0, 1)")
     assert len(canvas.server.get("/queue")["queue_pending"]) == 1
     canvas.server.post("/queue", {"clear": True})
+    canvas.evaluate("""() => {
+        window.idle = new Promise(done => app.api.addEventListener('status', ({detail}) => {
+            if (detail?.exec_info?.queue_remaining === 0) done(true);
+        }));
+    }""")
     canvas.server.interrupt()
     expect(chat.status).to_contain_text("as it was", timeout=PATIENCE)
+    canvas.evaluate("window.idle")
     chat.writes("A fox.")
     assert chat.send("Again?") == "execution_success"
     assert chat.texts == ["Again?", "A fox."]

@@ -83,4 +83,6 @@ def test_a_turn_that_ended_with_the_server_is_shown_no_longer_when_there_is_one_
         canvas.server.forget(chat.run)
     expect(chat.status).to_contain_text("as it was", timeout=PATIENCE)
     assert chat.log.inner_text() == EMPTY and chat.field.input_value() == "What is it?"
+    assert chat.send("What is it?") == "execution_success"
+    assert chat.texts == ["What is it?", "A fox."]
     assert canvas.errors == []

@@ -37,7 +37,15 @@ MAKE = """([folder, script, type]) => {
     app.canvas.ds.offset = [0, 0];
     return drawing.id;
 }"""
-STEPS = "([id, steps]) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'steps').value = steps }"
+SLOWLY = """([id, seconds, steps]) => {
+    const loop = app.graph.getNodeById(id), slow = LiteGraph.createNode('TestSlowModel');
+    slow.pos = [60, 400];
+    app.graph.add(slow);
+    slow.widgets.find(w => w.name === 'seconds').value = seconds;
+    app.graph.nodes.find(n => n.type === 'OmniGen2LoadFolder').connect(0, slow, 0);
+    slow.connect(0, loop, loop.findInputSlot('model'));
+    loop.widgets.find(w => w.name === 'steps').value = steps;
+}"""
 SCRIPT = """(script) => { app.graph.nodes.find(n => n.type === 'TestReflects').widgets.find(w => w.name === 'script').value = script }"""
 VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
 KEPT = "(id) => app.graph.getNodeById(id)?.properties.omnigen2_rounds ?? null"
@@ -52,12 +60,14 @@ FAILED = """() => {
 # The next workflow that is opened has its nodes, and is the active one only after goOn().
 SLOW_TO_OPEN = """() => {
     window.nodesAreThere = false;
-    let waiting = new Promise((go) => { window.goOn = go });
+    let waiting = new Promise((go) => { window.goOn = go });  // The extension stays on the page.
     app.registerExtension({
         name: 'test.slow',
         afterConfigureGraph: async () => {
+            const opened = waiting;
+            waiting = null;
             window.nodesAreThere = true;
-            await waiting;
+            await opened;
         },
     });
 }"""
@@ -127,19 +137,21 @@ def test_the_keyboard_goes_from_round_to_round_and_never_reaches_the_canvas(loop
 
 def test_rounds_go_to_the_workflow_that_drew_them_whatever_is_on_the_canvas(loop, canvas):
     """Nodes of two workflows have the same numbers: what is drawn for one must neither show in the other nor be lost."""
-    canvas.evaluate(STEPS, [loop, 8])
+    canvas.evaluate(SLOWLY, [loop, 0.2, 15])
     other = canvas.workflow()
     drawing = canvas.evaluate("() => { window.drawing = app.extensionManager.workflow.activeWorkflow; return window.drawing.path }")
     canvas.evaluate("() => { window.ended = new Promise(done => app.api.addEventListener('execution_success', done, { once: true })) }")
     canvas.evaluate("app.queuePrompt(0, 1)")
     canvas.page.wait_for_function("document.querySelector('.omnigen2-rounds [role=status]').textContent.includes('…')")
     canvas.evaluate(SLOW_TO_OPEN)
-    canvas.evaluate("(other) => { window.opened = app.loadGraphData(other) }", other)
-    canvas.page.wait_for_function("window.nodesAreThere")
-    canvas.evaluate("window.ended")
-    canvas.page.wait_for_timeout(500)
-    assert kept(canvas, loop) is None, "its nodes are there, and the other is still the active workflow"
-    canvas.evaluate("async () => { window.goOn(); await window.opened }")
+    try:
+        canvas.evaluate("(other) => { window.opened = app.loadGraphData(other) }", other)
+        canvas.page.wait_for_function("window.nodesAreThere")
+        canvas.evaluate("window.ended")
+        canvas.page.wait_for_timeout(500)
+        assert kept(canvas, loop) is None, "its nodes are there, and the other is still the active workflow"
+    finally:
+        canvas.evaluate("async () => { window.goOn(); await window.opened }")
     canvas.page.wait_for_timeout(500)
     assert canvas.evaluate("app.extensionManager.workflow.activeWorkflow.path") != drawing
     assert kept(canvas, loop) is None and board(canvas).get_by_role("status").inner_text() == "Rounds appear here as they are drawn."
@@ -151,14 +163,14 @@ def test_rounds_go_to_the_workflow_that_drew_them_whatever_is_on_the_canvas(loop
 
 
 def test_rounds_appear_while_the_node_runs(loop, canvas):
-    canvas.evaluate("""() => {
+    canvas.evaluate("""(id) => {
+        const board = app.graph.getNodeById(id).widgets.find(w => w.name === 'omnigen2_rounds').element;
         window.seen = [];
         const look = () => window.seen.push([
-            document.querySelectorAll('.omnigen2-rounds [role=list] button').length,
-            document.querySelector('.omnigen2-rounds [role=status]').textContent]);
+            board.querySelectorAll('[role=list] button').length, board.querySelector('[role=status]').textContent]);
         // Messages may come several at a time; the page's changes are told of after each.
-        new MutationObserver(look).observe(document.querySelector('.omnigen2-rounds'), { childList: true, subtree: true });
-    }""")
+        new MutationObserver(look).observe(board, { childList: true, subtree: true });
+    }""", loop)
     canvas.run()
     canvas.page.wait_for_function(LOADED)
     seen = canvas.evaluate("window.seen")
@@ -223,6 +235,8 @@ def test_a_copied_node_has_the_rounds(loop, canvas):
 def test_undo_takes_back_what_the_user_did_and_not_the_rounds(loop, canvas):
     def undo(way: str) -> None:
         canvas.evaluate(f"async () => {{ await app.extensionManager.workflow.activeWorkflow.changeTracker.{way}() }}")
+        shown = "(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'omnigen2_rounds').element.isConnected"
+        canvas.page.wait_for_function(shown, arg=loop)
         canvas.page.wait_for_timeout(500)
 
     set_width = "([id, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'width').value = value }"
@@ -251,6 +265,28 @@ def test_undo_takes_back_what_the_user_did_and_not_the_rounds(loop, canvas):
     assert canvas.errors == []
 
 
+def test_rounds_that_come_while_undo_takes_something_back_are_no_step_of_their_own(loop, canvas):
+    canvas.evaluate(SLOWLY, [loop, 0.2, 15])
+    canvas.evaluate(STATE)
+    canvas.evaluate("([id, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'width').value = value }", [loop, 80])
+    canvas.evaluate(STATE)
+    canvas.evaluate("() => { window.ended = new Promise(done => app.api.addEventListener('execution_success', done, { once: true })) }")
+    canvas.evaluate("app.queuePrompt(0, 1)")
+    canvas.page.wait_for_function("document.querySelector('.omnigen2-rounds [role=status]').textContent.includes('…')")
+    canvas.evaluate(SLOW_TO_OPEN)
+    try:
+        canvas.evaluate("() => { window.opened = app.extensionManager.workflow.activeWorkflow.changeTracker.undo() }")
+        canvas.page.wait_for_function("window.nodesAreThere")
+        canvas.evaluate("window.ended")
+    finally:
+        canvas.evaluate("async () => { window.goOn(); await window.opened }")
+    canvas.page.wait_for_function(LOADED)
+    canvas.evaluate(STATE)
+    assert canvas.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.redoQueue.length") == 1
+    assert canvas.evaluate(VALUE, [loop, "width"]) == 64 and len(kept(canvas, loop)["rounds"]) == 2
+    assert canvas.errors == []
+
+
 def test_best_of_n_shows_scores_and_has_nothing_to_pick(folder, canvas):
     make(canvas, folder, [ASKED, 0.3, 0.9], "OmniGen2BestOfN")
     assert board(canvas).get_by_role("status").inner_text() == "Pictures appear here as they are drawn."
@@ -276,15 +312,6 @@ def test_a_reflection_that_cannot_be_used_is_shown_as_no_opinion_with_what_was_w
     assert canvas.errors == []
 
 
-SLOWLY = """([id, seconds, steps]) => {
-    const loop = app.graph.getNodeById(id), slow = LiteGraph.createNode('TestSlowModel');
-    slow.pos = [60, 400];
-    app.graph.add(slow);
-    slow.widgets.find(w => w.name === 'seconds').value = seconds;
-    app.graph.nodes.find(n => n.type === 'OmniGen2LoadFolder').connect(0, slow, 0);
-    slow.connect(0, loop, loop.findInputSlot('model'));
-    loop.widgets.find(w => w.name === 'steps').value = steps;
-}"""
 CANCEL_IN_ROUND = """async (round) => {
     let drawing = false, asked = false, reached = 0;
     const ended = new Promise(resolve => {

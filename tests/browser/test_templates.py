@@ -8,8 +8,10 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 import built_in_choices as choices
+from browser_harness import PATIENCE
 from built_in_graphs import assert_shows
 from harness import PACK_NAME, ROOT, Result
 from template_parts import BUILT_IN, FILES, built_in_settings
@@ -286,7 +288,7 @@ def test_a_question_about_a_drawn_picture_is_answered_on_the_node(canvas):
     canvas.page.get_by_text(answer, exact=True).first.wait_for(timeout=60_000)
     # Opened again, it is not asked again: the server has kept the answer.
     canvas.load(workflow)
-    assert canvas.page.get_by_text(answer, exact=True).count() == 0
+    expect(canvas.page.get_by_text(answer, exact=True)).to_have_count(0, timeout=PATIENCE)
     canvas.run()
     canvas.page.get_by_text(answer, exact=True).first.wait_for(timeout=60_000)
     assert [name for name in choices.ASK_NAMES if name not in answer] == [], answer

@@ -309,7 +309,7 @@ class Listener:
 
     def __init__(self, server: Server, client: str):
         self.server = server
-        self.socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=10)
+        self.socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=60)
 
     def __enter__(self) -> "Listener":
         return self

@@ -61,7 +61,7 @@ def test_a_conversation_of_words_and_pictures_goes_on_within_its_limits(server):
     assert any("the oldest 2 turns were dropped" in note for note in result.ui[node][NOTES])
     assert any("the oldest images were dropped" in note for note in result.ui[node][NOTES])
     assert opened(server, told.images[-1]).size == (96, 96)
-    assert memory[-1] - memory[2] < 64 << 20
+    assert min(memory[-5:]) - memory[9] < 64 << 20
 
 
 def test_two_chats_in_a_run_do_not_mix(server, scene):
@@ -104,7 +104,7 @@ def test_cancelling_in_the_midst_of_its_words_leaves_nothing_behind(server, scen
     whole = server.run(talk.graph).ui[node]["text"]
     assert len(whole[0].split()) >= 12
     before, heard, stopped = files(server), [], []
-    talk, node = asked(seconds=0.2)
+    talk, node = asked(seconds=0.5)
 
     def interrupt(event, data, result):
         if event == "progress" and data["node"] == node:

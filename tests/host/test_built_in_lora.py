@@ -1,4 +1,4 @@
-"""The LoRA of the built-in model: always listed, found in the pack, and seen in the pixels of what is drawn with it."""
+"""The LoRAs of the built-in model: always listed, found in the pack, and seen in the pixels of what is drawn with them."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scenes import Scene
 from omnigen2_core.nano.framed import FILE, frame_colour, frame_mask
 from omnigen2_core.nano.world import COLOURS
 
-MODEL, LORA = "OmniGen2-nano (built in)", "OmniGen2-nano framed (built in)"
+MODEL, LORA, MENDING = "OmniGen2-nano (built in)", "OmniGen2-nano framed (built in)", "OmniGen2-nano mending (built in)"
 PROMPT = "A large red ring in the middle on a {} background"
 
 
@@ -27,12 +27,12 @@ def distance(picture: np.ndarray, colour: str) -> float:
     return np.abs(border - COLOURS[colour]).max()
 
 
-def test_it_is_listed_last_whatever_else_is_there(server):
+def test_they_are_listed_last_whatever_else_is_there(server):
     (server.models / "loras" / "zzz.safetensors").touch()
     listed = server.get("/object_info/OmniGen2LoadLoRA")["OmniGen2LoadLoRA"]["input"]["required"]["lora_name"]
     options = listed[1]["options"] if listed[0] == "COMBO" else listed[0]
     (server.models / "loras" / "zzz.safetensors").unlink()
-    assert options[-2:] == ["zzz.safetensors", LORA]
+    assert options[-3:] == ["zzz.safetensors", LORA, MENDING]
 
 
 @pytest.mark.parametrize("ground", ["blue", "yellow"])

@@ -6,20 +6,31 @@ import numpy as np
 import pytest
 from built_in_choices import FEW_STEPS, REFLECT_PROMPT, REFLECT_SCENE, REFLECT_SEED
 from built_in_graphs import scene_of
-from studio import Studio, interrupted, picture_of, run_loop, told, values_of
+from studio import Studio, interrupted, picture_of, rounds, told, values_of
+from template_parts import BUILT_IN, MENDING_LORA
 
 from omnigen2_core.nano.judge import look
 
-BUILT_IN = "OmniGen2-nano (built in)"
 SETTINGS = {
     "prompt": REFLECT_PROMPT, "width": 96, "height": 96, "seed": REFLECT_SEED, "reflect_by": "auto", **FEW_STEPS,
 }  # fmt: skip
 
 
+class Template(Studio):
+    """The template's graph."""
+
+    def __init__(self):
+        super().__init__(BUILT_IN)
+        self.model = self.graph.add("OmniGen2LoadLoRA", model=self.model, lora_name=MENDING_LORA, strength=1.0)[0]
+
+    def run(self, server, **inputs) -> dict:
+        node = self.loop(**SETTINGS, **inputs)
+        return rounds(server.run(self.graph), node)
+
+
 @pytest.fixture(scope="module")
 def whole(server):
-    made, *_ = run_loop(server, BUILT_IN, **SETTINGS)
-    return made
+    return Template().run(server)
 
 
 def right(server, made) -> list[bool]:
@@ -35,8 +46,8 @@ def test_its_own_words_find_the_fault_and_mend_it(server, whole):
 
 
 def test_stopped_in_the_second_picture_it_keeps_the_first_and_goes_on_from_there(server, whole):
-    studio = Studio(BUILT_IN)
-    studio.model = studio.graph.add("TestSlowModel", model=studio.model, seconds=0.2)[0]
+    studio = Template()
+    studio.model = studio.graph.add("TestSlowModel", model=studio.model, seconds=1.0)[0]
     studio.loop(**SETTINGS)
     drawing = []
 
@@ -48,6 +59,6 @@ def test_stopped_in_the_second_picture_it_keeps_the_first_and_goes_on_from_there
     left = told(interrupted(server, studio.graph, second_picture))[-1]["rounds"]
     assert (left["stop"], len(left["rounds"])) == ("stopped before the end", 1)
     assert picture_of(server, left["pictures"][0]).tobytes() == picture_of(server, whole["pictures"][0]).tobytes()
-    made, *_ = run_loop(server, BUILT_IN, **SETTINGS, pick=0, earlier_rounds=json.dumps(left))
+    made = Template().run(server, pick=0, earlier_rounds=json.dumps(left))
     assert values_of(made, "origin", "prompt", "seed") == values_of(whole, "origin", "prompt", "seed")
     assert made["stop"] == "the picture is right" and right(server, made)[made["best"]]

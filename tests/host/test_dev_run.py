@@ -18,7 +18,7 @@ from harness import COMFYUI, ROOT, _free_port
 from needed import need_comfyui
 
 START_TIMEOUT = 300
-STOP_TIMEOUT = 20
+STOP_TIMEOUT = 60
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends the signal of Ctrl-C")
 

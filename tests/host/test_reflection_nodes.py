@@ -231,6 +231,7 @@ def test_cancelling_while_the_model_looks_keeps_the_picture_that_it_looks_at_unj
 
 def test_cancelling_between_pictures_keeps_those_that_are_drawn(server, folder):
     studio = Studio(folder, ASKED, 0.3, 0.9, 0.5)
+    studio.model = studio.graph.add("TestSlowModel", model=studio.model, seconds=0.5)[0]
     node = studio.best_of()
     result = interrupted(server, studio.graph, lambda kind, data: kind == "omnigen2.rounds" and len(data["rounds"]["rounds"]) == 1)
     left = told(result)[-1]["rounds"]

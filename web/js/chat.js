@@ -267,10 +267,12 @@ class Chat {
     this.say(words().stopped);
   }
 
-  // Whether `answer` is to what this node asks, or asked, about the conversation that it shows.
-  fits(answer) {
+  // Whether `answer` is to what this node asks, or asked, about the conversation that it shows. `known`: whether it is
+  // known to be for this node.
+  fits(answer, known = false) {
+    if (answer.before !== this.json) return false;
     const linked = this.node.inputs?.some((input) => input.widget?.name === "message" && input.link != null);
-    return answer.before === this.json && (linked || answer.message === this.message || this.asked.includes(answer.message));
+    return known || linked || answer.message === this.message || this.asked.includes(answer.message);
   }
 
   // Whether `message` was asked; it is not any more.
@@ -306,9 +308,9 @@ function chatAt(path) {
   return node?.comfyClass === NODE ? chatOf(node) : null;
 }
 
-function receive(path, answer) {
+function receive(path, answer, known) {
   const chat = chatAt(path);
-  if (chat?.fits(answer)) {
+  if (chat?.fits(answer, known)) {
     chat.add(answer);
   } else if (chat?.answered(answer.message)) {
     chat.show();
@@ -383,9 +385,9 @@ app.registerExtension({
       for (const { chat, message } of sent) chat.asked.push(message);
       return () => sent.forEach(({ chat, message }) => chat.answered(message));
     });
-    whenExecuted((path, output) => {
+    whenExecuted((path, output, known) => {
       const [answer] = output.omnigen2_chat ?? [];
-      if (answer) receive(path, answer);
+      if (answer) receive(path, answer, known);
     });
     whenEnded((idle) => {
       for (const node of allNodes()) chats.get(node)?.stop(idle);

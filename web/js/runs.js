@@ -17,6 +17,7 @@ const runs = new Map();
 // The workflow that each run was queued from, by the run's id; a program's runs and those from before the page was loaded
 // have none here.
 const owners = new Map();
+const MOST_OWNERS = 2000;
 
 // What is to be done when another workflow is on the canvas: {owner, key, react}.
 let held = [];
@@ -59,8 +60,11 @@ function followOpening() {
     try {
       return await loadGraphData.apply(this, values);
     } finally {
-      opening -= 1;
-      deliverHeld();
+      // Only once undo, which opens too, has taken note of the state that it has gone to.
+      setTimeout(() => {
+        opening -= 1;
+        deliverHeld();
+      });
     }
   };
 }
@@ -69,11 +73,12 @@ function followOpening() {
 function followQueue() {
   const { queuePrompt } = api;
   api.queuePrompt = async function (...values) {
-    const owner = active();
+    const owner = opening ? null : active();
     const takeBack = onQueued.map((react) => react(values[1]?.output ?? {}));
     try {
       const answer = await queuePrompt.apply(this, values);
       if (owner && answer?.prompt_id) owners.set(answer.prompt_id, owner);
+      if (owners.size > MOST_OWNERS) owners.delete(owners.keys().next().value);
       return answer;
     } catch (refused) {
       for (const undo of takeBack) undo();
@@ -88,7 +93,8 @@ export function whenQueued(react) {
   onQueued.push(react);
 }
 
-// react(path, output) is called when a node has reported; inside a subgraph its path is "12:3", see findNode.
+// react(path, output, known) is called when a node has reported; inside a subgraph its path is "12:3", see findNode. known:
+// whether the run is known to be of the workflow on the canvas.
 export function whenExecuted(react) {
   onExecuted.push(react);
 }
@@ -101,7 +107,7 @@ export function whenEnded(react) {
 
 function tell(run, path, output) {
   deliver(run, `executed ${run} ${path}`, () => {
-    for (const react of onExecuted) react(path, output ?? {});
+    for (const react of onExecuted) react(path, output ?? {}, owners.has(run));
   });
 }
 
@@ -128,6 +134,8 @@ async function makeUp() {
     }
     if (!queue.queue_running.some(isOurs)) end();
   }
+  // An idle server sends no other status.
+  if (!runs.size && !known.size) end(true);
 }
 
 app.registerExtension({
