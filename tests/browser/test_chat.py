@@ -209,11 +209,10 @@ def test_an_answer_finds_its_chat_though_the_next_message_was_typed_and_another_
 def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, canvas):
     [chat] = chats("A fox.")
     chat.set("width", 1)
-    canvas.evaluate("() => { window.tried = new Promise(done => app.api.addEventListener('promptQueued', () => done(true), {once: true})) }")
     with canvas.page.expect_response("**/prompt") as answered:
         chat.begin("What is it?")
     assert answered.value.status == 400
-    canvas.evaluate("window.tried")
+    canvas.page.wait_for_function("app.lastNodeErrors")
     chat.set("width", 64)
     assert chat.send("What is it?") == "execution_success"
     assert chat.texts == ["What is it?", "A fox."]
