@@ -62,7 +62,7 @@ SLOW_TO_OPEN = """() => {
     window.nodesAreThere = false;
     let waiting = new Promise((go) => { window.goOn = go });  // The extension stays on the page.
     app.registerExtension({
-        name: 'test.slow',
+        name: `test.slow.${performance.now()}`,
         afterConfigureGraph: async () => {
             const opened = waiting;
             waiting = null;

@@ -80,8 +80,8 @@ function element(tag, attributes = {}, text = "") {
   return made;
 }
 
-// Rounds are results and no step of the user's: written into the states of the undo history they are neither undone
-// nor a step of their own, and a workflow whose other changes are undone keeps them.
+// Rounds are results and no step of the user's: written into the states of the undo history, with the room that they take,
+// they are neither undone nor a step of their own, and a workflow whose other changes are undone keeps them.
 function keepThroughUndo(node, rounds) {
   const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
   if (!tracker?.activeState) return;
@@ -89,7 +89,10 @@ function keepThroughUndo(node, rounds) {
   for (const state of [tracker.activeState, ...(tracker.undoQueue ?? []), ...(tracker.redoQueue ?? [])]) {
     const inner = (state.definitions?.subgraphs ?? []).find((subgraph) => subgraph.id === node.graph?.id);
     const saved = (inner ?? state).nodes?.find((other) => String(other.id) === String(node.id));
-    if (saved?.type === node.type) (saved.properties ??= {})[PROPERTY] = structuredClone(rounds);
+    if (saved?.type !== node.type) continue;
+    (saved.properties ??= {})[PROPERTY] = structuredClone(rounds);
+    const needed = node.computeSize();
+    if (saved.size) saved.size = [0, 1].map((side) => Math.max(saved.size[side], needed[side]));
   }
   tracker.updateModified?.();
 }
@@ -144,8 +147,8 @@ class Board {
 
   keep(rounds, selected) {
     this.node.properties[PROPERTY] = rounds;
-    keepThroughUndo(this.node, rounds);
     this.load(selected);
+    keepThroughUndo(this.node, rounds);
   }
 
   // A run has ended. One that ended with the server has not said so in its rounds.
