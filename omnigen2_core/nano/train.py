@@ -14,7 +14,7 @@ does all of these:
     python -m omnigen2_core.nano.train look --runs runs --workers 2
     python -m omnigen2_core.nano.train export --runs runs --out OmniGen2-nano
     python -m omnigen2_core.nano.train lora --runs runs --out OmniGen2-nano
-    python -m omnigen2_core.nano.train mend --runs runs --out OmniGen2-nano --workers 2 --compile
+    python -m omnigen2_core.nano.train mend --runs runs --out OmniGen2-nano --workers 2
 
 The first export is what `draw` needs: it keeps pictures of the model's own, from which `look` learns to judge and
 `mend` to follow corrections.
@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="length of the run instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that train together, where a stage can")
-    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: minutes at first, then faster")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: minutes at first, then faster; with a LoRA beside them it does not pay")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora and mend are trained on it")
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
     parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's learning rates")
