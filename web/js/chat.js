@@ -380,7 +380,7 @@ app.registerExtension({
     // What was sent, and not what is in the field by now: the user may already be typing the next message.
     whenQueued((prompt) => {
       const sent = Object.entries(prompt)
-        .map(([path, { inputs }]) => ({ chat: chatAt(path), message: inputs.message }))
+        .map(([path, { inputs }]) => ({ chat: chatAt(path), message: inputs?.message }))
         .filter(({ chat, message }) => chat && typeof message === "string" && message.trim());
       for (const { chat, message } of sent) chat.asked.push(message);
       return () => sent.forEach(({ chat, message }) => chat.answered(message));

@@ -86,12 +86,12 @@ function keepThroughUndo(node, rounds) {
   const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
   if (!tracker?.activeState) return;
   if (tracker.activeState === tracker.initialState) tracker.activeState = structuredClone(tracker.activeState);
+  const needed = node.computeSize();
   for (const state of [tracker.activeState, ...(tracker.undoQueue ?? []), ...(tracker.redoQueue ?? [])]) {
     const inner = (state.definitions?.subgraphs ?? []).find((subgraph) => subgraph.id === node.graph?.id);
     const saved = (inner ?? state).nodes?.find((other) => String(other.id) === String(node.id));
     if (saved?.type !== node.type) continue;
     (saved.properties ??= {})[PROPERTY] = structuredClone(rounds);
-    const needed = node.computeSize();
     if (saved.size) saved.size = [0, 1].map((side) => Math.max(saved.size[side], needed[side]));
   }
   tracker.updateModified?.();
