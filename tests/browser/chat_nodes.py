@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 from browser_harness import PATIENCE
 from playwright.sync_api import expect
@@ -50,6 +51,7 @@ class Chat:
 
     def __init__(self, canvas, node: int, writer: int | None = None):
         self.canvas, self.node, self.writer = canvas, node, writer
+        self.gate = None
 
     def part(self, selector: str):
         """An element of this node's own, wherever the canvas has put it."""
@@ -95,9 +97,16 @@ class Chat:
     def set(self, name: str, value) -> None:
         self.canvas.evaluate(SET, [self.node, name, value])
 
-    def writes(self, text: str, seconds: float = 0.0) -> None:
+    def writes(self, text: str, held: bool = False) -> None:
+        """What the node is answered from now on; `held`: not to its end before `let_go`."""
         self.canvas.evaluate(SET, [self.writer, "text", text])
-        self.canvas.evaluate(SET, [self.writer, "seconds", seconds])
+        self.let_go()
+        self.gate = self.canvas.server.folder / f"let_go_{uuid.uuid4().hex}" if held else None
+        self.canvas.evaluate(SET, [self.writer, "until", str(self.gate or "")])
+
+    def let_go(self) -> None:
+        if self.gate:
+            self.gate.touch()
 
     def send(self, message: str) -> str:
         """Type a message and press Enter; how the run ended."""

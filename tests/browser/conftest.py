@@ -80,4 +80,12 @@ def folder(server, golden):
 @pytest.fixture
 def chats(folder, canvas):
     """chats(*written) -> chat nodes whose models write these texts."""
-    return lambda *written: add_chats(canvas, folder, *written)
+    made = []
+
+    def make(*written):
+        made.extend(added := add_chats(canvas, folder, *written))
+        return added
+
+    yield make
+    for chat in made:
+        chat.let_go()

@@ -130,7 +130,7 @@ def test_text_is_shown_while_it_is_written_and_cancelling_leaves_the_conversatio
     [chat] = chats("A fox.")
     chat.send("What is it?")
     before = chat.get("history")
-    chat.writes("a fox in the snow " * 12, seconds=0.2)
+    chat.writes("a fox in the snow ", held=True)
     chat.begin("More?")
     canvas.page.wait_for_function(
         """(id) => {
@@ -149,12 +149,13 @@ def test_text_is_shown_while_it_is_written_and_cancelling_leaves_the_conversatio
 
 def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow " * 3, seconds=0.1)
+    chat.writes("a fox in the snow ", held=True)
     chat.begin("What is it?")
-    canvas.page.wait_for_function("document.querySelector('[data-omnigen2-chat] [role=status]').textContent === 'Writing …'")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
     chat.field.fill("And where?")
     chat.field.press("Enter")
     assert chat.status.inner_text() == "The last message is not answered yet."
+    chat.let_go()
     canvas.page.wait_for_function("window.chatEnd")
     expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
     assert chat.texts[0] == "What is it?" and chat.field.input_value() == "And where?" and chat.status.inner_text() == ""
@@ -164,12 +165,12 @@ def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
 def test_of_two_messages_that_were_queued_together_the_first_is_answered_and_the_second_says_why_not(chats, canvas):
     """By the button that runs the workflow, which a chat does not hold back."""
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow " * 4, seconds=0.1)
+    chat.writes("a fox in the snow ", held=True)
     chat.begin("What is it?")
     expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
     chat.field.fill("And where?")
-    chat.writes("Yes.")
     canvas.evaluate("app.queuePrompt(0, 1)")
+    chat.let_go()
     canvas.page.wait_for_function("document.querySelector('[data-omnigen2-chat] [role=status]').textContent.includes('changed since')")
     assert chat.texts[0] == "What is it?" and len(chat.texts) == 2 and chat.field.input_value() == "And where?"
 
@@ -192,14 +193,42 @@ def test_the_next_message_can_be_typed_while_the_server_has_not_taken_the_last(c
     assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == "And where?"
 
 
+def test_a_status_that_is_older_than_the_message_does_not_end_the_wait(chats, canvas):
+    """Of the run before: the server was idle when it sent it."""
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow ", held=True)
+    sent = []
+    late = "app.api.dispatchCustomEvent('status', {exec_info: {queue_remaining: 0}})"
+    canvas.page.route("**/prompt", lambda request: sent.append(request))
+    try:
+        with canvas.page.expect_request("**/prompt"):
+            chat.begin("What is it?")
+        canvas.evaluate(late)
+        chat.field.press("Enter")
+        assert chat.status.inner_text() == "The last message is not answered yet."
+    finally:
+        with canvas.page.expect_response("**/prompt"):
+            for request in sent:
+                request.continue_()
+        canvas.page.unroute("**/prompt")
+    canvas.evaluate(late)
+    canvas.page.wait_for_timeout(300)
+    chat.field.press("Enter")
+    assert chat.status.inner_text() == "The last message is not answered yet."
+    chat.let_go()
+    assert chat.end() == "execution_success" and chat.texts[0] == "What is it?"
+    assert len(chat.texts) == 2 and canvas.server.get("/queue")["queue_pending"] == []
+
+
 def test_an_answer_finds_its_chat_though_the_next_message_was_typed_and_another_workflow_looked_at(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow " * 4, seconds=0.2)
+    chat.writes("a fox in the snow ", held=True)
     chat.begin("What is it?")
     expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
     chat.field.fill("And where?")
     canvas.evaluate("() => { window.own = app.extensionManager.workflow.activeWorkflow }")
     canvas.reset()
+    chat.let_go()
     canvas.page.wait_for_function("window.chatEnd")
     canvas.evaluate("async () => { await app.loadGraphData(window.own.activeState, true, true, window.own) }")
     expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
@@ -220,22 +249,22 @@ def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, ca
 
 def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow " * 12, seconds=0.2)
+    chat.writes("a fox in the snow ", held=True)
     chat.begin("What is it?")
     expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
     canvas.evaluate("app.queuePrompt(0, 1)")
     assert len(canvas.server.get("/queue")["queue_pending"]) == 1
     canvas.server.post("/queue", {"clear": True})
-    canvas.evaluate("""() => {
-        window.idle = new Promise(done => app.api.addEventListener('status', ({detail}) => {
-            if (detail?.exec_info?.queue_remaining === 0) done(true);
-        }));
-    }""")
     canvas.server.interrupt()
     expect(chat.status).to_contain_text("as it was", timeout=PATIENCE)
-    canvas.evaluate("window.idle")
     chat.writes("A fox.")
-    assert chat.send("Again?") == "execution_success"
+    chat.begin("Again?")
+    for _ in range(PATIENCE // 200):  # the page asks the server whether it is idle before it takes another
+        if canvas.evaluate("window.chatRun"):
+            break
+        canvas.page.wait_for_timeout(200)
+        chat.field.press("Enter")
+    assert chat.end() == "execution_success"
     assert chat.texts == ["Again?", "A fox."]
 
 

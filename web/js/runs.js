@@ -23,6 +23,10 @@ const MOST_OWNERS = 2000;
 let held = [];
 const MOST_HELD = 200;
 
+// How many prompts have been sent, and how many of them the server has not answered to.
+let sent = 0;
+let sending = 0;
+
 // How many workflows are being opened: meanwhile the new one's nodes are there, and the one before is still the active one.
 let opening = 0;
 
@@ -75,6 +79,8 @@ function followQueue() {
   api.queuePrompt = async function (...values) {
     const owner = opening ? null : active();
     const takeBack = onQueued.map((react) => react(values[1]?.output ?? {}));
+    sent += 1;
+    sending += 1;
     try {
       const answer = await queuePrompt.apply(this, values);
       if (owner && answer?.prompt_id) owners.set(answer.prompt_id, owner);
@@ -83,6 +89,8 @@ function followQueue() {
     } catch (refused) {
       for (const undo of takeBack) undo();
       throw refused;
+    } finally {
+      sending -= 1;
     }
   };
 }
@@ -121,6 +129,14 @@ async function get(path) {
   return answer.json();
 }
 
+// Says that nothing is queued any more, if that is so: a status may have been on its way for longer than a prompt.
+async function endIfIdle() {
+  const before = sent;
+  if (sending || runs.size) return;
+  const { queue_running, queue_pending } = await get("/queue");
+  if (before === sent && !runs.size && !queue_running.length && !queue_pending.length) end(true);
+}
+
 // Tells what is missing of the runs that the server is done with.
 async function makeUp() {
   const queue = await get("/queue");
@@ -135,7 +151,7 @@ async function makeUp() {
     if (!queue.queue_running.some(isOurs)) end();
   }
   // An idle server sends no other status.
-  if (!runs.size && !known.size) end(true);
+  await endIfIdle();
 }
 
 app.registerExtension({
@@ -161,8 +177,8 @@ app.registerExtension({
     });
     // The server sends it to a page that connects, and when it has put a run into its history.
     api.addEventListener("status", ({ detail }) => {
-      if (detail?.exec_info?.queue_remaining === 0 && !runs.size) end(true);
       // Where the server cannot be asked, the next status is soon enough.
+      if (detail?.exec_info?.queue_remaining === 0) endIfIdle().catch(() => {});
       if (detail && [...runs.values()].some(({ gap }) => gap)) makeUp().catch(() => {});
     });
   },

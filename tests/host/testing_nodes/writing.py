@@ -1,19 +1,25 @@
 """Testing nodes for what the encoder writes."""
 import json
+import os
 import sys
 import time
 
 import torch
 
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.text_encoders.omnigen2 import Omnigen2Model
 
 
 class TestWrites:
-    """A CLIP that writes `text` whatever it is asked, and takes at least so many seconds for every token."""
+    """A CLIP that writes `text` whatever it is asked, and takes at least so many seconds for every token.
+
+    until: a file; the last token is not written before there is one.
+    """
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"clip": ("CLIP",), "text": ("STRING", {"default": ""}), "seconds": ("FLOAT", {"default": 0.0})}}
+        return {"required": {"clip": ("CLIP",), "text": ("STRING", {"default": ""}), "seconds": ("FLOAT", {"default": 0.0})},
+                "optional": {"until": ("STRING", {"default": ""})}}
 
     RETURN_TYPES = ("CLIP",)
     FUNCTION = "write"
@@ -23,7 +29,7 @@ class TestWrites:
     def IS_CHANGED(cls, **_):
         return float("nan")  # an interrupted one would go on where it stopped
 
-    def write(self, clip, text, seconds):
+    def write(self, clip, text, seconds, until=""):
         clip, tokenizer = clip.clone(), clip.tokenizer.tokenizer
         vocabulary = clip.cond_stage_model.transformer.config.text["vocab_size"]
         tokens = [*tokenizer.encode(text), tokenizer.special.im_end]
@@ -33,6 +39,9 @@ class TestWrites:
             time.sleep(seconds)
             if not following:
                 following.extend(tokens)
+            while until and len(following) == 1 and not os.path.exists(until):
+                throw_exception_if_processing_interrupted()
+                time.sleep(0.02)
             scores = torch.zeros(len(hidden), vocabulary, device=hidden.device)
             scores[:, following.pop(0)] = 100.0
             return scores
