@@ -101,7 +101,8 @@ def run(options: argparse.Namespace) -> int:
                    "--base-directory", environment.BASE, "--disable-api-nodes", "--preview-method", "auto",
                    "--database-url", f"sqlite:///{(environment.BASE / 'comfyui.db').as_posix()}"]
         if not environment.has_gpu():
-            command.append("--cpu")
+            # As in the bench: the attention that ComfyUI takes on a CPU by itself repeats keys and values.
+            command += ["--cpu", "--use-pytorch-cross-attention"]
     else:
         command = existing_comfyui(options.comfyui.expanduser().resolve())
     if options.cpu and "--cpu" not in command:

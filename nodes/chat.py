@@ -11,7 +11,6 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..omnigen2_core.assistant import MAX_IMAGES
 from ..omnigen2_core.chat import Drawing, Mode, reply
 from ..omnigen2_core.conversation import MAX_TURNS, Conversation, Limits
-from ..omnigen2_core.errors import ConversationError
 from ..omnigen2_core.images import to_image_tensor
 from ..omnigen2_core.prompts import DEFAULT_NEGATIVE_PROMPT
 from ..omnigen2_core.understanding import MAX_NEW_TOKENS
@@ -250,9 +249,11 @@ def _room(assistant: HostAssistant, max_length: int) -> int:
 
 
 def _last_answer(conversation: Conversation, pictures: ChatPictures) -> io.NodeOutput:
-    """What goes out when nothing is asked. Raises ConversationError when there is nothing to go out."""
+    """What goes out when nothing is asked. Before a conversation has begun nothing does, and all else on the canvas runs."""
     if not conversation.turns:
-        raise ConversationError("The message is empty and there is no conversation yet; write something to begin one.")
+        nothing: Any = ExecutionBlocker(None)
+        note = "The message is empty and there is no conversation yet, so nothing was asked; write something to begin one."
+        return output_with_notes(nothing, nothing, conversation, notes=[note])
     turn = conversation.turns[-1]
     notes = ["The message is empty, so nothing was asked; the last answer went out again."]
     image: Any = ExecutionBlocker(None)

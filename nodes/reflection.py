@@ -62,8 +62,9 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     default=Redraw.AUTO.value,
                     tooltip="How a correction is carried out. edit: the last picture is edited, with the correction as "
                     "the prompt. draw again: a new picture from the prompt and the correction. auto: colours and other "
-                    "details are edited; places and numbers are drawn again; where that does not make the picture right, "
-                    "the other way too, and where neither makes it better, drawn again once more.",
+                    "details are edited, places and numbers drawn again (weights that were fine-tuned to reflect edit "
+                    "first whatever it is); where that does not make the picture right, the other way too, and where "
+                    "neither makes it better, drawn again once more.",
                 ),
                 io.Combo.Input(
                     "reflect_by",
@@ -80,7 +81,7 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     default=-1,
                     min=-1,
                     max=9999,
-                    tooltip="The earlier round to go on from; a click on the node sets it. -1 draws anew.",
+                    tooltip="The earlier round to go on from, the first being 0; a click on the node sets it. -1 draws anew.",
                 ),
                 io.String.Input(
                     "earlier_rounds",
@@ -130,6 +131,7 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
             record, names, notes = Record(task), [], []
         else:
             record, names, notes = picked_record(task, earlier_rounds, pick, judge)
+        given = len(record.rounds)
         onlooker = onlooker_of(clip)
         reflector, verifier = reflector_of(onlooker, reflect_by), verifier_of(onlooker, judge)
         with Rounds(cls, record, names) as shown:
@@ -147,6 +149,8 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                 on_round=shown.on_round,
             )
         best = record.best
+        if pick >= 0 and len(record.rounds) == given and record.stop in (Stop.SATISFIED, Stop.OVERRULED):
+            notes = [*notes, f"Round {pick} is held right, so nothing was changed. Say in the prompt what it lacks, or set pick to -1."]
         if record.stop is Stop.NO_OPINION and best.reflection is not None:
             notes = [*notes, f"There is no opinion on the picture. {best.reflection.note}"]
         return output_with_notes(

@@ -188,6 +188,8 @@ def reply(
         said = Turn(Role.ASSISTANT, answer.text[:MAX_TEXT])
         if not answer.complete:
             notes.append(f"The answer was cut off after {max_new_tokens} tokens.")
+        elif not said.text.strip():
+            notes.append("The model ended its turn without a word; ask in other words.")
     return Reply(asked.with_turn(said), answer, dropped, tuple(notes))
 
 

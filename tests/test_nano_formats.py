@@ -12,9 +12,9 @@ from omnigen2_core.nano.formats import STORED, WORLD, compare, holds, measure_fo
 from omnigen2_core.nano.score import TASKS, draw_tasks
 
 
-def verdicts(wrong: int) -> dict[str, str]:
-    """20 pictures of each kind, so many of the first kind wrong."""
-    return {kind: "0" * wrong * (kind == "t2i_1") + "1" * (20 - wrong * (kind == "t2i_1")) for kind in WORLD.kinds}
+def verdicts(wrong: int, count: int = 20) -> dict[str, str]:
+    """`count` pictures of each kind, so many of the first kind wrong."""
+    return {kind: "0" * wrong * (kind == "t2i_1") + "1" * (count - wrong * (kind == "t2i_1")) for kind in WORLD.kinds}
 
 
 @pytest.fixture
@@ -61,8 +61,13 @@ def test_a_format_is_compared_picture_by_picture():
 
 
 def test_formats_down_to_q5_k_have_a_bar_and_smaller_ones_none():
-    assert holds({STORED: verdicts(0), "q5_k": verdicts(1), "q4_0": verdicts(9)})
-    assert not holds({STORED: verdicts(0), "q5_k": verdicts(2)})
+    assert holds({STORED: verdicts(0, 200), "q5_k": verdicts(1, 200), "q4_0": verdicts(90, 200)})
+    assert not holds({STORED: verdicts(0, 200), "q5_k": verdicts(9, 200)})
+
+
+def test_a_format_whose_change_is_too_noisy_to_tell_does_not_hold():
+    found = {STORED: verdicts(0), "q5_k": verdicts(1)}
+    assert compare(found, "q5_k")[1]["rate"] == pytest.approx(-0.01) and not holds(found)
 
 
 def test_the_command_scores_all_formats_or_those_named(monkeypatch, capsys):

@@ -119,6 +119,18 @@ def test_own_tasks_are_sorted_by_their_references(tmp_path):
     assert tasks.available("0 references", 5) == 2 and tasks.available("1 reference", 5) == 1
 
 
+def test_own_tasks_with_other_prompts_or_references_are_another_world(tmp_path):
+    picture, file = tmp_path / "a.png", tmp_path / "tasks.json"
+
+    def name(prompt: str, colour: str) -> str:
+        Image.new("RGB", (40, 30), colour).save(picture)
+        file.write_text(json.dumps([{"prompt": prompt, "references": ["a.png"]}]))
+        return OwnTasks(file, WEIGHTS).name
+
+    names = [name("a cat", "red"), name("a dog", "red"), name("a cat", "blue")]
+    assert len(set(names)) == 3 and name("a cat", "red") == names[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

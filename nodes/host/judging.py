@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence, TypeVar
 
 import comfy.model_management
 from PIL import Image
@@ -32,6 +34,9 @@ from .assistant import HostAssistant, assistant_of
 
 WAYS = ("auto", "prompted", "trained")
 JUDGES = ("model", "own_endpoint")
+T = TypeVar("T")
+BETWEEN_LOOKS = 0.1
+"""Seconds between two looks whether a run was cancelled, while a server elsewhere is waited for."""
 AT_ONCE = 4
 """Questions in one pass of the encoder. Each carries its own pictures."""
 
@@ -113,16 +118,38 @@ def _is_trained(assistant: HostAssistant) -> bool:
 
 
 def _cancellable(looker: Looker) -> Looker:
-    """Asks one question at a time, and looks before each whether the run was cancelled."""
+    """Asks one question at a time, and waits for no answer once the run was cancelled."""
 
     def ask(questions: Sequence[str], images: Shown) -> list[str]:
         answers: list[str] = []
         for question, own in zip(questions, images, strict=True):
-            _check_cancelled()
-            answers += looker.ask([question], [own])
+            answers += _unless_cancelled(lambda question=question, own=own: looker.ask([question], [own]))
         return answers
 
     return Looker(ask)
+
+
+def _unless_cancelled(work: Callable[[], T]) -> T:
+    """What `work` returns or raises. A cancelled run leaves it to itself, and what it still brings is dropped."""
+    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((work(), None))
+        except BaseException as failure:
+            outcome.put((None, failure))
+
+    _check_cancelled()
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        try:
+            result, failure = outcome.get(timeout=BETWEEN_LOOKS)
+        except queue.Empty:
+            _check_cancelled()
+            continue
+        if failure is not None:
+            raise failure
+        return result
 
 
 def _check_cancelled(step: int = 0) -> None:

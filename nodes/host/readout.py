@@ -28,7 +28,7 @@ class Meter:
         parts = [] if record is None else [evaluations(record)]
         parts.append(f"{time.monotonic() - self._started:.1f} s")
         if self._card is not None:
-            parts.append(f"peak {torch.cuda.max_memory_allocated(self._card) / 2**30:.1f} GB")
+            parts.append(f"peak {torch.cuda.max_memory_allocated(self._card) / 1e9:.1f} GB")
         return " · ".join(parts)
 
 

@@ -64,6 +64,8 @@ class HostTransformer(OmniGen2Transformer):
         )
         if has_replaced_blocks(transformer_options):
             tokens = self._run_replaced_layers(joint, precision, transformer_options)
+            if state is not None:
+                state.count("full", len(self.layers), True)
         else:
             tokens = self.run_layers(joint, precision, state)
         return -self.project_out(tokens, joint, precision)[..., :height, :width]

@@ -195,8 +195,12 @@ class Evaluation:
             kind = "full" if stack.joint.has_context else "image"
         if kind == "full" and self.context is not None:
             self.context.complete(stack.joint)
-        self.run.record.append(Work(self.step, self.branch, kind, stack.ran, stack.joint.has_context))
+        self.count(kind, stack.ran, stack.joint.has_context)
         return out
+
+    def count(self, kind: Kind, layers: int, context: bool) -> None:
+        """Adds this evaluation to the run's record; for hosts that run layers in ways of their own."""
+        self.run.record.append(Work(self.step, self.branch, kind, layers, context))
 
 
 def _all_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

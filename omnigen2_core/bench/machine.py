@@ -40,7 +40,7 @@ def describe(device: torch.device, versions: dict[str, str]) -> dict[str, str]:
     about = {"processor": f"{_processor()}, {torch.get_num_threads()} threads"}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
-        about["card"] = f"{card.name}, {card.total_memory / 2**30:.0f} GB"
+        about["card"] = f"{card.name}, {card.total_memory / 1e9:.0f} GB"
     about["system"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     about |= {"PyTorch": torch.__version__, **versions}
     about["date"] = datetime.datetime.now(datetime.timezone.utc).date().isoformat()

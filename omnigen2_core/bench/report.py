@@ -29,9 +29,9 @@ def to_markdown(results: Results) -> str:
         parts.append(COMPOSED)
     parts += [_claims(results.claims), _floors(results), _runs(results), _steps(results), _formats(results), _memory(results)]
     parts += [f"- {note}" if "\n" not in note else note for note in results.notes]
-    memory = f"Peak memory of the host {results.peak_host_memory / 2**30:.1f} GB"
+    memory = f"Peak memory of the host {results.peak_host_memory / 1e9:.1f} GB"
     if results.peak_device_memory is not None:
-        memory += f", of the card {results.peak_device_memory / 2**30:.1f} GB"
+        memory += f", of the card {results.peak_device_memory / 1e9:.1f} GB"
     parts.append(f"{memory}; the bench took {results.seconds / 60:.0f} minutes.")
     return "\n\n".join(part for part in parts if part) + "\n"
 

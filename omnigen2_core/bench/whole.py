@@ -143,7 +143,7 @@ class Contenders:
             actions[PRODUCT] = machine.MatrixProduct().make(self.inputs.dtype, device)
         times = in_rounds(actions, Effort(self.seconds, least=LEAST_ROUNDS).rounds(first), device)
         for name, (_, branches) in asked.items():
-            note = self.note + (f", peak {memory[name] / 2**30:.1f} GB on the card" if name in memory else "")
+            note = self.note + (f", peak {memory[name] / 1e9:.1f} GB on the card" if name in memory else "")
             results.runs.append(RunRow(case.title, name, steps, steps * len(branches), median(times[name]), note))
         self._claims(case, steps, times, results)
         self._errors(case, steps, latents, results)

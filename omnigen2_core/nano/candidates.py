@@ -63,8 +63,9 @@ _TYPES = {"solver": str, "guidance_end": float, "shift": float} | {
 ALONE = {
     "fewer steps": ("steps=16", "steps=12", "steps=8"),
     "fewer steps, second order": ("steps=12,solver=dpmpp_2m", "steps=8,solver=dpmpp_2m"),
+    "second order, less shift": ("steps=12,solver=dpmpp_2m,shift=0.6", "steps=8,solver=dpmpp_2m,shift=0.6"),
     "guidance range": ("guidance_end=0.5", "guidance_end=0.3"),
-    "kept text and references": ("context_refresh=3", "context_refresh=6"),
+    "kept text and references": ("context_refresh=3", "context_refresh=5", "context_refresh=6"),
     "guidance reuse": ("guidance_every=2", "guidance_every=4"),
     "adaptive guidance": ("disagreement=0.01", "disagreement=0.05"),
     "first-block cache": ("first_block=0.1", "first_block=0.2"),
@@ -83,6 +84,15 @@ TOGETHER = (
     "steps=8,context_refresh=3,guidance_every=2",
     "steps=8,shift=0.6,context_refresh=3,guidance_every=2",
     "steps=8,solver=dpmpp_2m,context_refresh=3,guidance_every=2",
+    "steps=16,solver=dpmpp_2m,shift=0.6,context_refresh=3,guidance_every=2",
+    "steps=16,solver=dpmpp_2m,shift=1.5,context_refresh=3,guidance_every=2",
+    "steps=10,solver=dpmpp_2m,shift=0.6,context_refresh=5,guidance_every=2",
+    "steps=10,solver=dpmpp_2m,shift=1.5,context_refresh=5,guidance_every=2",
+    "steps=10,shift=0.6,context_refresh=5,guidance_every=2",
+    "steps=16,context_refresh=3,disagreement=0.01",
+    "steps=16,context_refresh=3,guidance_every=2,first_block=0.1",
+    "steps=16,context_refresh=3,guidance_every=2,teacache=0.05",
+    "steps=16,context_refresh=3,guidance_every=2,taylorseer=2",
 )
 """Methods together, as fast as a preset has to be."""
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Iterable, Sequence
 
-COLOURS = ("#2563c9", "#d9622b", "#2f8f4e", "#8e44ad", "#c0392b", "#8d6e3a", "#d64b9a", "#6b7280", "#159a9c")
+COLOURS = ("#2563c9", "#d9622b", "#2f8f4e", "#8e44ad", "#c0392b", "#8d6e3a", "#d64b9a", "#6b7280", "#159a9c", "#b39b00")
 
 
 def floor_of(shares: Iterable[float]) -> float:

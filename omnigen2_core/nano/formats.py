@@ -96,8 +96,8 @@ def compare(verdicts: Mapping[str, Verdicts], name: str) -> tuple[dict[str, floa
 
 
 def holds(verdicts: Mapping[str, Verdicts]) -> bool:
-    """Whether every format that has a bar keeps to it."""
-    return all(compare(verdicts, name)[1]["rate"] >= -WITHIN[name] for name in verdicts if name in WITHIN)
+    """Whether every format that has a bar keeps to it, with the whole interval of its change."""
+    return all(compare(verdicts, name)[1]["low"] >= -WITHIN[name] for name in verdicts if name in WITHIN)
 
 
 def table(verdicts: Mapping[str, Verdicts]) -> str:

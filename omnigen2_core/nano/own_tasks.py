@@ -6,6 +6,7 @@ same for every candidate, so what counts is the difference from the plain path.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,6 @@ class OwnTasks:
 
     file: Path
     model: Path
-    name: str = "own tasks"
     size: None = None
     batch: int = 1
 
@@ -48,6 +48,17 @@ class OwnTasks:
         for prompt, references in _read(self.file):
             tasks.setdefault(_kind(len(references)), []).append((prompt, references))
         return dict(sorted(tasks.items()))
+
+    @cached_property
+    def name(self) -> str:
+        """Another one for other prompts and other references, whose results are none to go on with."""
+        digest = hashlib.sha256()
+        for kind, tasks in self._tasks.items():
+            for prompt, files in tasks:
+                digest.update(json.dumps([kind, prompt]).encode())
+                for file in files:
+                    digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return f"own tasks {digest.hexdigest()[:8]}"
 
     @cached_property
     def kinds(self) -> dict[str, int]:

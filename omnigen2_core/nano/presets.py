@@ -9,8 +9,8 @@ Speed is arithmetic, not time: what the pattern of a run, computed and skipped, 
 
 The built-in model draws scenes of its world, judged by pixels, in batches of 24; what values decide is decided for a
 batch. The plain path and the presets get 480 problems of each of three kinds, 1,440 of text to image, and 48 of each
-kind in a second world of more things and other references; other settings get 48, or 24 where they have 50 steps: about
-an hour on two cores. Any other model draws the tasks of --tasks, one after the other, and its own encoder says whether a
+kind in a second world of more things and other references, as do methods together; in the first world all other settings
+get 48, or 24 where they have 50 steps: about an hour on two cores. Any other model draws the tasks of --tasks, one after the other, and its own encoder says whether a
 picture shows what was asked for. Results are kept from batch to batch, and a search goes on where it was stopped.
 """
 
@@ -53,10 +53,11 @@ def stages(count: int) -> list[Stage]:
     short = {candidate for candidate in alone if candidate.steps < PLAIN.steps}
     long = [candidate for candidate in alone if candidate.steps == PLAIN.steps]
     short |= {candidate.without_methods() for candidate in CHOSEN if candidate != PLAIN}
+    together = tuple(map(parse, TOGETHER))
     return [
         Stage(FIRST, CHOSEN, count),
-        Stage(FIRST, tuple(map(parse, TOGETHER)), count // 2),
-        Stage(SECOND, CHOSEN, count // 2),
+        Stage(FIRST, together, count // 2),
+        Stage(SECOND, (*CHOSEN, *together), count // 2),
         Stage(FIRST, tuple(long), count // 4),
         Stage(FIRST, tuple(sorted(short, key=str)), count // 2),
         Stage(FIRST, CHOSEN, 5 * count),
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=3, help="which problems are drawn (default %(default)s)")
     parser.add_argument("--count", type=int, default=4 * BATCH, help="problems of each kind for a setting (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no batch after so many")
-    parser.add_argument("--processes", type=int, help="default one a core, or one with a graphics card")
+    parser.add_argument("--processes", type=int, help="default one a core; one with --tasks or a graphics card")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="a model folder; the default is the built-in model")
     parser.add_argument("--tasks", type=Path, help='tasks for another model: [{"prompt": "...", "references": ["cat.png"]}, ...]')
     parser.add_argument("--report", action="store_true", help="draw nothing, only show what is known")
@@ -142,7 +143,9 @@ def _search(results: Results, wanted: Sequence[Stage], options: argparse.Namespa
     import torch
 
     started = time.monotonic()
-    processes = options.processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    # Each process holds a model of its own, which is more than one only of the built-in one.
+    one = options.tasks or torch.cuda.is_available()
+    processes = options.processes or (1 if one else os.cpu_count() or 1)
 
     def tell(done: int, total: int) -> None:
         print(f"{done} of {total} batches of this part, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

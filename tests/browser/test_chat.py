@@ -126,6 +126,42 @@ def test_two_chats_do_not_mix(chats, canvas):
     assert canvas.errors == []
 
 
+def test_a_message_runs_its_chat_and_what_hangs_on_it_and_nothing_else(chats, canvas):
+    """Not a chat in which nothing was said yet, either."""
+    first, second = chats("A fox.", "A wolf.")
+    second.field.fill("Not sent yet.")
+    shown = canvas.evaluate(
+        """(id) => {
+            const [shown, other] = [0, 1].map(() => {
+                const node = LiteGraph.createNode('PreviewAny');
+                app.graph.add(node);
+                return node;
+            });
+            app.graph.getNodeById(id).connect(0, shown, 0);
+            app.graph.nodes.find(n => n.type === 'TestWrites').connect(0, other, 0);
+            return shown.id;
+        }""",
+        first.node,
+    )
+    assert first.send("What is left?") == "execution_success"
+    assert set(canvas.server.wait(first.run)["outputs"]) == {str(first.node), str(shown)}
+    assert first.texts == ["What is left?", "A fox."] and second.texts == []
+    assert second.field.input_value() == "Not sent yet."
+    assert canvas.errors == []
+
+
+def test_running_everything_passes_over_a_chat_in_which_nothing_was_said(chats, canvas):
+    first, second = chats("A fox.", "A wolf.")
+    first.field.fill("What is left?")
+    first.follow()
+    canvas.run()
+    first.is_answered()
+    assert first.texts == ["What is left?", "A fox."]
+    assert second.log.inner_text() == EMPTY and second.get("history") == ""
+    canvas.page.get_by_text("nothing was asked").first.wait_for(timeout=PATIENCE)
+    assert canvas.errors == []
+
+
 def test_text_is_shown_while_it_is_written_and_cancelling_leaves_the_conversation(chats, canvas):
     [chat] = chats("A fox.")
     chat.send("What is it?")

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import pytest
+from chat_nodes import undo
+from playwright.sync_api import expect
 
 
 # What would be a picture, a link or bold on a page that reads it as HTML or as Markdown.
@@ -36,7 +38,8 @@ def clear_field(canvas, node):
 
 def test_written_text_is_shown_as_characters_and_can_be_edited(folder, canvas):
     node = canvas.evaluate(MAKE, [folder, HOSTILE])
-    edit_button(canvas).click()
+    expect(edit_button(canvas)).to_have_attribute("aria-disabled", "true")
+    edit_button(canvas).dispatch_event("click")
     assert canvas.evaluate(EDITED, node) == ""
     canvas.run()
     canvas.page.get_by_text(HOSTILE, exact=True).first.wait_for(timeout=60_000)
@@ -63,6 +66,38 @@ def test_the_button_is_pressed_by_the_keyboard_too_and_no_key_reaches_the_canvas
         assert canvas.evaluate(EDITED, node) == "a red fox", key
     canvas.page.keyboard.press("Delete")
     assert canvas.evaluate("(id) => !!app.graph.getNodeById(id)", node)
+    assert canvas.errors == []
+
+
+def test_the_rewritten_prompt_outlives_undo_and_is_saved_and_copied_with_the_node(folder, canvas):
+    node = canvas.evaluate(MAKE, [folder, "a red fox"])
+    canvas.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    canvas.evaluate("(id) => { app.graph.getNodeById(id).title = 'another' }", node)
+    canvas.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    canvas.run()
+    expect(edit_button(canvas)).to_have_attribute("aria-disabled", "false")
+    undo(canvas)
+    assert canvas.evaluate("(id) => app.graph.getNodeById(id).title", node) != "another"
+    edit_button(canvas).click()
+    assert canvas.evaluate(EDITED, node) == "a red fox"
+    clear_field(canvas, node)
+    saved = canvas.workflow()
+    canvas.reset()
+    canvas.load(saved)
+    copy = canvas.evaluate(
+        """(id) => {
+            app.canvas.copyToClipboard([app.graph.getNodeById(id)]);
+            app.canvas.pasteFromClipboard();
+            const [copy] = app.graph.nodes.filter(n => n.type === 'OmniGen2EnhancePrompt' && n.id !== id);
+            return copy.id;
+        }""",
+        node,
+    )
+    expect(edit_button(canvas)).to_have_count(2)
+    for i, own in enumerate((node, copy)):
+        expect(edit_button(canvas).nth(i)).to_have_attribute("aria-disabled", "false")
+        edit_button(canvas).nth(i).dispatch_event("click")
+        assert canvas.evaluate(EDITED, own) == "a red fox"
     assert canvas.errors == []
 
 

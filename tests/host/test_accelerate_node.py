@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from scenes import STEPS, Scene, compare, difference, save_picture
 from small_models import install_folder
 from test_compositions import FIXED, NEARLY, SAME, save_lora
+from test_masks_and_noise import LEFT, RIGHT, masked_latent
 
 READOUT = "omnigen2_readout"
 METHODS = {
@@ -149,7 +150,7 @@ def test_what_is_kept_gets_its_room_in_memory(server, folder, pictures):
 # With nodes that reach into the model
 
 
-def test_layers_that_another_node_replaces_are_all_computed(server, folder):
+def test_layers_that_another_node_replaces_are_all_computed_and_counted(server, folder):
     scene = Scene(folder)
     model, latents = scene.model, []
     for settings in ({}, {"context_refresh": 4, "first_block": 1.0}):
@@ -158,8 +159,39 @@ def test_layers_that_another_node_replaces_are_all_computed(server, folder):
         # Its patches stand in every evaluation, and change nothing.
         scene.model = scene.add("TestReplaceBlocks", model=scene.model)[0]
         latents.append(scene.sample())
-    plain, accelerated = compare(server, scene, *latents)
+    nodes = [scene.save(latent=latent) for latent in latents]
+    result = server.run(scene.graph)
+    plain, accelerated = (server.tensors(result, node)["latent"] for node in nodes)
     assert difference(plain, accelerated) == 0
+    for latent in latents:
+        assert result.ui[latent[0]][READOUT][0].startswith(f"{2 * STEPS} evaluations · ")
+
+
+def test_a_model_that_is_compiled_whole_is_computed_in_full_and_not_counted(start_server, golden):
+    server = start_server("--use-pytorch-cross-attention")
+    scene = Scene(install_folder(server.models, golden))
+    model, latents = scene.model, []
+    for settings in ({}, {"context_refresh": 4, "guidance_every": 4, "disagreement": 1.0, "first_block": 1.0}):
+        scene.model = model
+        scene.accelerate(**settings)
+        scene.model = scene.add("TorchCompileModel", model=scene.model, backend="cudagraphs")[0]
+        latents.append(scene.sample(steps=3))
+    nodes = [scene.save(latent=latent) for latent in latents]
+    result = server.run(scene.graph)
+    plain, accelerated = (server.tensors(result, node)["latent"] for node in nodes)
+    assert difference(plain, accelerated) < SAME
+    for latent in latents:
+        assert "evaluations" not in result.ui[latent[0]][READOUT][0]
+
+
+def test_what_a_mask_keeps_is_kept(server, folder, pictures):
+    scene = Scene(folder, pictures)
+    latent, given = masked_latent(server, scene, 1)
+    plain = scene.sample(latent=latent)
+    scene.accelerate(**METHODS["together"])
+    accelerated, plain = compare(server, scene, scene.sample(latent=latent), plain)
+    assert difference(accelerated[..., LEFT], given[..., LEFT]) < SAME
+    assert difference(accelerated[..., RIGHT], plain[..., RIGHT]) > 1e-4
 
 
 def test_weights_that_may_change_from_step_to_step_are_not_cached(server, folder):

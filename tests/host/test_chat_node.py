@@ -196,6 +196,22 @@ def test_two_chats_at_once_do_not_mix(server, folder):
     assert {event["message"] for event in events(result, picture)} == {"Draw it."}
 
 
+def test_a_chat_in_which_nothing_was_said_does_not_hold_back_the_rest_of_a_run(server, folder):
+    talk = Talk(folder)
+    silent, words = talk.say(" ", "never asked"), talk.say("What is it?", "A fox.")
+    behind = [talk.graph.add("PreviewAny", source=silent[0]), talk.graph.add("PreviewImage", images=silent[1])]
+    result = server.run(talk.graph)
+    assert [turn.text for turn in conversation(result, words).turns] == ["What is it?", "A fox."]
+    assert ANSWER not in result.ui[silent] and "nothing was asked" in result.ui[silent][NOTES][0]
+    assert not any(node in result.ui for node in behind)
+
+
+def test_an_answer_without_words_is_told_of(server, folder):
+    talk = Talk(folder)
+    node = talk.say("What is it?", "")
+    assert "without a word" in server.run(talk.graph).ui[node][NOTES][0]
+
+
 def test_two_chats_that_are_asked_the_same_draw_a_file_each(server, folder):
     talk = Talk(folder)
     nodes = [talk.say("A fox.", mode="draw", steps=1) for _ in range(2)]
@@ -299,7 +315,6 @@ def test_a_link_that_leads_out_of_the_output_folder_is_not_followed(server, fold
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"message": " "}, "there is no conversation yet"),
         ({"history": "{"}, "The conversation is no JSON"),
         ({"history": '{"format": "x", "version": 1, "turns": []}'}, "a conversation's is 'omnigen2-conversation'"),
         ({"images": 6}, "6 reference images are connected"),

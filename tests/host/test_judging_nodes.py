@@ -60,6 +60,8 @@ class Judge(HTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answering)
         self.status, self.answer, self.sent = 200, "", []
+        self.asked, self.answers = threading.Event(), threading.Event()
+        self.answers.set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -67,6 +69,8 @@ class Answering(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.sent.append((self.headers["Authorization"], body))
+        self.server.asked.set()
+        self.server.answers.wait()
         asks_for_list = any(part.get("text", "").startswith("Here is an instruction") for part in body["messages"][0]["content"])
         content = ASKED if asks_for_list else self.server.answer
         data = json.dumps({"choices": [{"message": {"content": content}}]} if self.server.status == 200 else {"error": "no"})
@@ -128,6 +132,23 @@ def test_an_endpoint_that_fails_is_named_in_a_sentence_and_keeps_what_is_drawn(j
     left = told(result)[-1]["rounds"]
     assert len(left["pictures"]) == 1 and left["stop"] == "stopped before the end"
     judge.status, judge.answer = 200, "yes"
+
+
+def test_cancelling_does_not_wait_for_an_endpoint_that_does_not_answer(judged_server, judge, golden):
+    judge.answer, judge.sent = "yes", []
+    judge.asked.clear()
+    judge.answers.clear()
+    studio = Studio(install_folder(judged_server.models, golden), RIGHT)
+    studio.loop(judge="own_endpoint")
+    threading.Thread(target=lambda: judge.asked.wait() and judged_server.interrupt(), daemon=True).start()
+    try:
+        result = judged_server.run(studio.graph, check=False)
+        # It ended while the endpoint was still silent, and not by the endpoint's own limit, which is an error.
+        assert result.status == "interrupted" and len(judge.sent) == 1
+    finally:
+        judge.answers.set()
+    made, *_ = run_loop(judged_server, install_folder(judged_server.models, golden), RIGHT, judge="own_endpoint")
+    assert made["rounds"][0]["score"]["value"] == 1.0
 
 
 def test_an_endpoint_that_the_environment_does_not_name_is_refused(server, folder):

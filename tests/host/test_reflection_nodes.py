@@ -255,6 +255,13 @@ def test_the_picked_round_goes_out_where_going_on_does_not_help(server, folder):
     assert (made["best"], made["stop"]) == (0, "the last round did not help")
 
 
+def test_a_picked_round_that_is_held_right_goes_out_as_it_is_and_the_node_says_so(server, folder):
+    first, *_ = run_loop(server, folder, RIGHT, ASKED, 0.9)
+    made, result, node = run_loop(server, folder, pick=0, earlier_rounds=json.dumps(first))
+    assert made["pictures"] == first["pictures"] and made["stop"] == "the picture is right"
+    assert "Round 0 is held right, so nothing was changed. Say in the prompt what it lacks" in result.ui[node][NOTES][0]
+
+
 @pytest.mark.parametrize(("change", "what"), [({"prompt": "a fox in a red coat"}, "prompt"), ({"images": 1}, "references")])
 def test_for_another_task_the_picture_alone_is_taken_over_and_judged_anew(server, folder, change, what):
     first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, rounds=0)

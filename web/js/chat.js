@@ -100,8 +100,9 @@ class Chat {
     this.json = "";
     this.shown = [];
     this.passing = [];
-    // What this node was asked and has no answer to yet, and what the user was told meanwhile.
+    // What this node was asked and has no answer to yet, whether a message is being sent, and what the user was told meanwhile.
     this.asked = [];
+    this.sending = false;
     this.told = "";
     this.makeLog();
     this.makeField();
@@ -225,14 +226,19 @@ class Chat {
     this.status.textContent = text;
   }
 
-  send() {
+  async send() {
     if (!this.message.trim()) return;
-    if (!this.asked.length) {
-      app.queuePrompt(0, 1);
+    if (this.asked.length || this.sending) {
+      this.told = words().wait;
+      this.say(this.told);
       return;
     }
-    this.told = words().wait;
-    this.say(this.told);
+    this.sending = true;
+    try {
+      await app.queuePrompt(0, 1, await outputsAfter(this.node));
+    } finally {
+      this.sending = false;
+    }
   }
 
   begin() {
@@ -291,6 +297,21 @@ class Chat {
     remember();
     app.canvas?.setDirty(true, true);
   }
+}
+
+// The paths of a node and of those behind it that are outputs: a message is no reason to run all else on the canvas. Undefined
+// for a node that does not run.
+async function outputsAfter(node) {
+  const prompt = Object.entries((await app.graphToPrompt()).output);
+  const behind = new Set(prompt.map(([path]) => path).filter((path) => findNode(path) === node));
+  if (!behind.size) return undefined;
+  const isLinked = ({ inputs }) => Object.values(inputs ?? {}).some((value) => Array.isArray(value) && behind.has(String(value[0])));
+  for (let size = 0; size < behind.size; ) {
+    size = behind.size;
+    for (const [path, entry] of prompt) if (isLinked(entry)) behind.add(path);
+  }
+  const isOutput = ({ class_type }) => LiteGraph.registered_node_types[class_type]?.nodeData?.output_node;
+  return prompt.filter(([path, entry]) => behind.has(path) && isOutput(entry)).map(([path]) => path);
 }
 
 // Has the frontend's undo take note of how the workflow is now.

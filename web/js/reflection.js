@@ -5,6 +5,7 @@
 // widgets. All texts may come from a model or a stranger's file: they are only ever set as textContent.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { keepThroughUndo } from "./kept.js";
 import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
 import { deliver, whenEnded, whenExecuted } from "./runs.js";
@@ -80,23 +81,6 @@ function element(tag, attributes = {}, text = "") {
   return made;
 }
 
-// Rounds are results and no step of the user's: written into the states of the undo history, with the room that they take,
-// they are neither undone nor a step of their own, and a workflow whose other changes are undone keeps them.
-function keepThroughUndo(node, rounds) {
-  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
-  if (!tracker?.activeState) return;
-  if (tracker.activeState === tracker.initialState) tracker.activeState = structuredClone(tracker.activeState);
-  const needed = node.computeSize();
-  for (const state of [tracker.activeState, ...(tracker.undoQueue ?? []), ...(tracker.redoQueue ?? [])]) {
-    const inner = (state.definitions?.subgraphs ?? []).find((subgraph) => subgraph.id === node.graph?.id);
-    const saved = (inner ?? state).nodes?.find((other) => String(other.id) === String(node.id));
-    if (saved?.type !== node.type) continue;
-    (saved.properties ??= {})[PROPERTY] = structuredClone(rounds);
-    if (saved.size) saved.size = [0, 1].map((side) => Math.max(saved.size[side], needed[side]));
-  }
-  tracker.updateModified?.();
-}
-
 class Board {
   constructor(node) {
     this.node = node;
@@ -148,7 +132,7 @@ class Board {
   keep(rounds, selected) {
     this.node.properties[PROPERTY] = rounds;
     this.load(selected);
-    keepThroughUndo(this.node, rounds);
+    keepThroughUndo(this.node, PROPERTY, rounds, this.node.computeSize());
   }
 
   // A run has ended. One that ended with the server has not said so in its rounds.
