@@ -76,8 +76,12 @@ def test_the_rewritten_prompt_outlives_undo_and_is_saved_and_copied_with_the_nod
     canvas.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
     canvas.run()
     expect(edit_button(canvas)).to_have_attribute("aria-disabled", "false")
-    undo(canvas)
-    assert canvas.evaluate("(id) => app.graph.getNodeById(id).title", node) != "another"
+    for _ in range(3):  # a run may leave a step of its own: a seed that was drawn
+        undo(canvas)
+        if canvas.evaluate("(id) => app.graph.getNodeById(id).title", node) != "another":
+            break
+    else:
+        raise AssertionError("nothing was undone")
     edit_button(canvas).click()
     assert canvas.evaluate(EDITED, node) == "a red fox"
     clear_field(canvas, node)
