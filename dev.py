@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         command = [environment.python(), environment.LAUNCHER, environment.COMFYUI / "main.py",
                    "--base-directory", environment.BASE, "--disable-api-nodes", "--preview-method", "auto",
                    "--database-url", f"sqlite:///{(environment.BASE / 'comfyui.db').as_posix()}"]
-        if not environment.has_gpu():
+        if options.cpu or not environment.has_gpu():
             # As in the bench: the attention that ComfyUI takes on a CPU by itself repeats keys and values.
             command += ["--cpu", "--use-pytorch-cross-attention"]
     else:

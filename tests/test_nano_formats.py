@@ -57,7 +57,7 @@ def test_a_format_is_compared_picture_by_picture():
     rate, change = compare(found, "q5_k")
     assert (rate["rate"], rate["n"], change["rate"]) == (0.99, 100, pytest.approx(-0.01))
     text = table(found)
-    assert "-1.0" in text and text.splitlines()[2].endswith("-1") and len(text.splitlines()) == 4
+    assert "-1.0" in text and text.splitlines()[2].endswith("-1  too few to tell") and len(text.splitlines()) == 4
 
 
 def test_formats_down_to_q5_k_have_a_bar_and_smaller_ones_none():

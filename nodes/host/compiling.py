@@ -14,14 +14,9 @@ from ...omnigen2_core.errors import OmniGen2Error
 COMPILED_KEY = "omnigen2_compiled"
 
 
-def is_compiled_whole(model_options: Mapping[str, Any]) -> bool:
-    """Whether TorchCompileModel, or a node like it, compiles the MODEL as a whole."""
-    return TORCH_COMPILE_KWARGS in model_options
-
-
 def refuse_torch_compile(model_options: Mapping[str, Any]) -> None:
-    """Raises OmniGen2Error for a MODEL that is compiled as a whole."""
-    if is_compiled_whole(model_options):
+    """Raises OmniGen2Error for a MODEL that TorchCompileModel, or a node like it, compiles as a whole."""
+    if TORCH_COMPILE_KWARGS in model_options:
         raise OmniGen2Error(
             "TorchCompileModel and OmniGen2 Compile are both on this MODEL, and would compile the same layers twice; "
             "remove TorchCompileModel."

@@ -14,7 +14,6 @@ from ...omnigen2_core.errors import CheckpointError, PromptError
 from ...omnigen2_core.guidance import Branch, Guidance, branches, combine
 from ...omnigen2_core.sampler import sample
 from ...omnigen2_core.schedule import step_at
-from .compiling import is_compiled_whole
 from .conditioning import (
     REFERENCES,
     Conditioning,
@@ -134,8 +133,7 @@ class OmniGen2CFGGuider(comfy.samplers.CFGGuider):
     def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):
         self._levels = sigmas.tolist()
         state = self.model_options["transformer_options"].get(RUN_KEY)
-        # A graph that is compiled whole counts nothing.
-        self.record = None if state is None or is_compiled_whole(self.model_options) else state.run.record
+        self.record = None if state is None else state.run.record
         # Some of core's samplers (uni_pc) write into the sigmas, which may be another node's cached output.
         return super().inner_sample(noise, latent_image, device, sampler, sigmas.clone(), *args, **kwargs)
 

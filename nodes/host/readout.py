@@ -24,8 +24,12 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._card)
 
     def line(self, record: Iterable[Work] | None) -> str:
-        """What was computed and skipped, seconds, and peak memory. No record: nobody counted."""
-        parts = [] if record is None else [evaluations(record)]
+        """What was computed and skipped, seconds, and peak memory.
+
+        Without a record, or without an evaluation in it, nobody counted: what TorchCompileModel compiles does not.
+        """
+        counted = list(record or ())
+        parts = [evaluations(counted)] if any(work.kind != "omitted" for work in counted) else []
         parts.append(f"{time.monotonic() - self._started:.1f} s")
         if self._card is not None:
             parts.append(f"peak {torch.cuda.max_memory_allocated(self._card) / 1e9:.1f} GB")

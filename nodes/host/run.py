@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from ...omnigen2_core.acceleration.protocol import Evaluation, Run
 from ...omnigen2_core.errors import OmniGen2Error
 from ...omnigen2_core.schedule import step_at
-from .compiling import Compiling, is_compiled_whole
+from .compiling import Compiling
 
 WRAPPER_KEY = "omnigen2"
 # Entries of a MODEL's transformer options: the run in progress, and what makes a run's memory from its steps.
@@ -152,8 +152,7 @@ def compute_what_is_needed(executor, model, conds, x_in, timestep, model_options
         return executor(model, some, x_in, timestep, model_options)
 
     if state.run.saves:
-        plain = has_replaced_blocks(options) or is_compiled_whole(model_options)
-        out = _compute_with_methods(state, compute, once, x_in, timestep, plain=plain)
+        out = _compute_with_methods(state, compute, once, x_in, timestep, plain=has_replaced_blocks(options))
     else:
         out = compute(once)
     return [out[j] if j == i else out[j].clone() for i, j in enumerate(source)]

@@ -132,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     show(results)
     if options.figure and results.worlds():
-        options.figure.write_text(draw_figure(results), encoding="utf-8")
+        world = OwnTasks(options.tasks, options.model).name if options.tasks else ""
+        options.figure.write_text(draw_figure(results, world), encoding="utf-8")
     if options.table:
         parts = [f"### {world}\n\n{markdown(results, world)}" for world in results.worlds()]
         options.table.write_text("\n".join(parts), encoding="utf-8")

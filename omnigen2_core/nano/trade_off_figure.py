@@ -18,9 +18,10 @@ TITLES = {0: "Text to image", 1: "Edit", 3: "Three references"}
 PRESET_COLOUR = "#111"
 
 
-def draw_figure(results: Results) -> str:
-    """The results of the first world as an SVG picture, a panel for each kind of problem; presets on others as rings."""
-    first, *others = results.worlds()
+def draw_figure(results: Results, world: str = "") -> str:
+    """The results of a world, by default the first, as an SVG picture, a panel for each kind of problem; presets on others as rings."""
+    first = world or results.worlds()[0]
+    others = [other for other in results.worlds() if other != first]
     kinds = results.kinds(first)
     parts = []
     for i, (kind, references) in enumerate(kinds.items()):

@@ -103,6 +103,8 @@ class Chat:
         self.let_go()
         self.gate = self.canvas.server.folder / f"let_go_{uuid.uuid4().hex}" if held else None
         self.canvas.evaluate(SET, [self.writer, "until", str(self.gate or "")])
+        # The page is told of text now and then; a held one takes long enough for it to be told of more than the first token.
+        self.canvas.evaluate(SET, [self.writer, "seconds", 0.02 if held else 0.0])
 
     def let_go(self) -> None:
         if self.gate:

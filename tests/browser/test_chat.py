@@ -134,6 +134,8 @@ def test_a_message_runs_its_chat_and_what_hangs_on_it_and_nothing_else(chats, ca
     """Not a chat in which nothing was said yet, either."""
     first, second = chats("A fox.", "A wolf.")
     second.field.fill("Not sent yet.")
+    for chat in (first, second):
+        chat.set("control_after_generate", "increment")
     shown = canvas.evaluate(
         """(id) => {
             const [shown, other] = [0, 1].map(() => {
@@ -151,7 +153,47 @@ def test_a_message_runs_its_chat_and_what_hangs_on_it_and_nothing_else(chats, ca
     assert set(canvas.server.wait(first.run)["outputs"]) == {str(first.node), str(shown)}
     assert first.texts == ["What is left?", "A fox."] and second.log.inner_text() == EMPTY
     assert second.field.input_value() == "Not sent yet."
+    canvas.page.wait_for_function("(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value === 1", arg=first.node)
+    assert second.get("seed") == 0
     assert canvas.errors == []
+
+
+def test_a_message_in_one_chat_does_not_hold_back_what_was_being_written_in_another(chats, canvas):
+    first, second = chats("A fox.", "A wolf.")
+    first.writes("a fox in the snow ", held=True)
+    second.field.fill("What is right?")
+    first.begin("What is left?")
+    expect(first.status).to_have_text("Writing …", timeout=PATIENCE)
+    second.field.press("Enter")
+    canvas.page.wait_for_function("() => fetch('/queue').then(r => r.json()).then(q => q.queue_pending.length === 1)")
+    assert second.status.inner_text() == ""
+    first.let_go()
+    expect(second.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert first.texts[0] == "What is left?" and second.texts == ["What is right?", "A wolf."]
+
+
+def test_what_is_being_written_in_a_chat_behind_this_one_is_not_sent(chats, canvas):
+    first, second = chats("A fox.", "A wolf.")
+    canvas.evaluate("([from, to]) => app.graph.getNodeById(from).connect(2, app.graph.getNodeById(to), 'conversation')", [first.node, second.node])
+    assert canvas.prompt()[str(second.node)]["inputs"]["conversation"] == [str(first.node), 2]
+    second.field.fill("Not sent yet.")
+    assert first.send("What is it?") == "execution_success"
+    assert set(canvas.server.wait(first.run)["outputs"]) == {str(first.node)}
+    assert second.log.inner_text() == EMPTY and second.field.input_value() == "Not sent yet."
+    assert second.send("And now?") == "execution_success"
+    assert second.texts == ["What is it?", "A fox.", "And now?", "A wolf."]
+
+
+def test_a_chat_that_is_muted_says_so_and_runs_nothing(chats, canvas):
+    muted, other = chats("A fox.", "A wolf.")
+    other.field.fill("Not sent yet.")
+    canvas.evaluate("(id) => { app.graph.getNodeById(id).mode = 2 }", muted.node)
+    muted.field.fill("What is it?")
+    muted.field.press("Enter")
+    expect(muted.status).to_contain_text("does not run", timeout=PATIENCE)
+    assert other.log.inner_text() == EMPTY and other.field.input_value() == "Not sent yet."
+    queue = canvas.server.get("/queue")
+    assert queue["queue_running"] == queue["queue_pending"] == []
 
 
 def test_running_everything_passes_over_a_chat_in_which_nothing_was_said(chats, canvas):

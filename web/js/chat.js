@@ -6,6 +6,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
+import { partFor, pathsBehind } from "./prompts.js";
 import { isForCanvas, whenEnded, whenExecuted, whenQueued } from "./runs.js";
 import { CHAT, inLocale } from "./words.js";
 
@@ -15,6 +16,7 @@ const LOG_HEIGHT = 260;
 const FIELD_HEIGHT = 96;
 
 const words = () => inLocale(CHAT);
+const active = () => app.extensionManager.workflow?.activeWorkflow ?? null;
 
 const chats = new WeakMap();
 
@@ -235,10 +237,33 @@ class Chat {
     }
     this.sending = true;
     try {
-      await app.queuePrompt(0, 1, await outputsAfter(this.node));
+      await this.queue();
+    } catch (error) {
+      this.say(String(error?.message ?? error));
     } finally {
       this.sending = false;
+      if (this.told && !this.asked.length) {
+        this.told = "";
+        this.say("");
+      }
     }
+  }
+
+  // Runs this node and what hangs on it: a message is no reason to run all else on the canvas. Seeds that are to change from
+  // run to run do so where they had a part in this one, which the frontend leaves out when only some outputs run.
+  async queue() {
+    const own = active();
+    const { output } = await app.graphToPrompt();
+    if (own !== active()) return;
+    const targets = targetsOf(output, this.node);
+    if (!targets.length) {
+      this.say(words().off);
+      return;
+    }
+    const widgets = Object.keys(partFor(output, targets)).flatMap((path) => findNode(path)?.widgets ?? []);
+    for (const widget of widgets) widget.beforeQueued?.({});
+    if ((await app.queuePrompt(0, 1, targets)) === false) return;
+    for (const widget of widgets) widget.afterQueued?.({});
   }
 
   begin() {
@@ -299,24 +324,19 @@ class Chat {
   }
 }
 
-// The paths of a node and of those behind it that are outputs: a message is no reason to run all else on the canvas. Undefined
-// for a node that does not run.
-async function outputsAfter(node) {
-  const prompt = Object.entries((await app.graphToPrompt()).output);
-  const behind = new Set(prompt.map(([path]) => path).filter((path) => findNode(path) === node));
-  if (!behind.size) return undefined;
-  const isLinked = ({ inputs }) => Object.values(inputs ?? {}).some((value) => Array.isArray(value) && behind.has(String(value[0])));
-  for (let size = 0; size < behind.size; ) {
-    size = behind.size;
-    for (const [path, entry] of prompt) if (isLinked(entry)) behind.add(path);
-  }
-  const isOutput = ({ class_type }) => LiteGraph.registered_node_types[class_type]?.nodeData?.output_node;
-  return prompt.filter(([path, entry]) => behind.has(path) && isOutput(entry)).map(([path]) => path);
+// The outputs that a message is for, by their paths: the node, and what hangs on it. Another chat whose message is still being
+// written is not one of them. None for a node that does not run.
+function targetsOf(prompt, node) {
+  const path = Object.keys(prompt).find((other) => findNode(other) === node);
+  if (path === undefined) return [];
+  const isDraft = ({ class_type, inputs }) => class_type === NODE && !Array.isArray(inputs?.message);
+  const isOutput = (other) => LiteGraph.registered_node_types[prompt[other].class_type]?.nodeData?.output_node;
+  return pathsBehind(prompt, path, isDraft).filter(isOutput);
 }
 
 // Has the frontend's undo take note of how the workflow is now.
 function remember() {
-  app.extensionManager.workflow?.activeWorkflow?.changeTracker?.captureCanvasState?.();
+  active()?.changeTracker?.captureCanvasState?.();
 }
 
 function chatOf(node) {

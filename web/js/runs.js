@@ -4,6 +4,7 @@
 // queued from, and waits until that one is on the canvas.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { partFor } from "./prompts.js";
 
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
@@ -78,7 +79,10 @@ function followQueue() {
   const { queuePrompt } = api;
   api.queuePrompt = async function (...values) {
     const owner = opening ? null : active();
-    const takeBack = onQueued.map((react) => react(values[1]?.output ?? {}));
+    const [, prompt, options] = values;
+    const targets = options?.partialExecutionTargets;
+    const sends = targets?.length ? partFor(prompt?.output ?? {}, targets) : (prompt?.output ?? {});
+    const takeBack = onQueued.map((react) => react(sends));
     sent += 1;
     sending += 1;
     try {
@@ -95,7 +99,7 @@ function followQueue() {
   };
 }
 
-// react(prompt) is called with the API prompt that the page is about to send, and returns what undoes it, which is called
+// react(prompt) is called with what will run of the API prompt that the page is about to send, and returns what undoes it, which is called
 // if the server does not take the prompt.
 export function whenQueued(react) {
   onQueued.push(react);
@@ -135,6 +139,11 @@ async function endIfIdle() {
   if (sending || runs.size) return;
   const { queue_running, queue_pending } = await get("/queue");
   if (before === sent && !runs.size && !queue_running.length && !queue_pending.length) end(true);
+}
+
+// An idle server sends no other status from which it could be asked again.
+function askTwice(ask) {
+  ask().catch(() => setTimeout(() => ask().catch(() => {}), 1000));
 }
 
 // Tells what is missing of the runs that the server is done with.
@@ -177,9 +186,8 @@ app.registerExtension({
     });
     // The server sends it to a page that connects, and when it has put a run into its history.
     api.addEventListener("status", ({ detail }) => {
-      // Where the server cannot be asked, the next status is soon enough.
-      if (detail?.exec_info?.queue_remaining === 0) endIfIdle().catch(() => {});
-      if (detail && [...runs.values()].some(({ gap }) => gap)) makeUp().catch(() => {});
+      if (detail?.exec_info?.queue_remaining === 0) askTwice(endIfIdle);
+      if (detail && [...runs.values()].some(({ gap }) => gap)) askTwice(makeUp);
     });
   },
 });
