@@ -66,9 +66,10 @@ def stages(count: int) -> list[Stage]:
 
 
 def own_stages(tasks: World, count: int) -> list[Stage]:
-    """The same for another model's tasks: first the presets, then each method alone."""
+    """The same for another model's tasks: first the presets, with and without their methods, then each method alone."""
+    fewer = tuple(candidate.without_methods() for candidate in CHOSEN if candidate != PLAIN)
     alone = tuple(parse(text) for settings in ALONE.values() for text in settings)
-    return [Stage(tasks, CHOSEN, count), Stage(tasks, alone, count)]
+    return [Stage(tasks, CHOSEN, count), Stage(tasks, (*fewer, *(one for one in alone if one not in fewer)), count)]
 
 
 def chosen_stages(options: argparse.Namespace) -> list[Stage]:
