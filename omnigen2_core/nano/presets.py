@@ -10,8 +10,9 @@ Speed is arithmetic, not time: what the pattern of a run, computed and skipped, 
 The built-in model draws scenes of its world, judged by pixels, in batches of 24; what values decide is decided for a
 batch. The plain path and the presets get 480 problems of each of three kinds, 1,440 of text to image, and 48 of each
 kind in a second world of more things and other references, as do methods together; in the first world all other settings
-get 48, or 24 where they have 50 steps: about an hour on two cores. Any other model draws the tasks of --tasks, one after the other, and its own encoder says whether a
-picture shows what was asked for. Results are kept from batch to batch, and a search goes on where it was stopped.
+get 48, or 24 where they have 50 steps: about an hour on two cores. Any other model draws the tasks of --tasks, one after
+the other, and its own encoder says whether a picture shows what was asked for. Results are kept from batch to batch, and a
+search goes on where it was stopped.
 """
 
 from __future__ import annotations

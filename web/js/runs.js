@@ -99,8 +99,8 @@ function followQueue() {
   };
 }
 
-// react(prompt) is called with what will run of the API prompt that the page is about to send, and returns what undoes it, which is called
-// if the server does not take the prompt.
+// react(prompt) is called with what will run of the API prompt that the page is about to send, and returns what undoes it,
+// which is called if the server does not take the prompt.
 export function whenQueued(react) {
   onQueued.push(react);
 }
