@@ -251,7 +251,7 @@ def bounded(
         if not drop_image() and not drop_exchange():
             raise ConversationError(
                 f"The message with its images has {tokens} tokens and the conversation may have {limits.tokens}; "
-                "shorten it, use smaller images, or raise the limit."
+                "shorten it or use smaller images."
             )
     return conversation, Dropped(tuple(images), turns)
 

@@ -74,6 +74,7 @@ UNUSABLE = {
     "both words": WRONG.replace("WRONG", "RIGHT or WRONG"),
     "the form itself": "\n".join(f"{label}: ..." for label in LABELS),
     "right with a fault": WRONG.replace("WRONG", "RIGHT"),
+    "right with empty lines": RIGHT.replace("NONE", ""),
     "wrong without a fault": RIGHT.replace("RIGHT", "WRONG"),
     "wrong without a correction": WRONG.replace("Make the circle red", "none."),
     "an empty correction": WRONG.replace("Make the circle red", ""),
@@ -102,6 +103,20 @@ def test_the_second_question_differs_since_a_greedy_model_would_repeat_itself():
     PromptedReflector(ask)(TASK, picture(5))
     (first, _), (second, _) = ask.asked
     assert second.startswith(first) and "it was empty" in second
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (RIGHT.replace("NONE", ""), "it left PROBLEM, KIND, FIX empty where NONE belongs"),
+        (RIGHT.replace("KIND: NONE", "KIND:"), "it left KIND empty where NONE belongs"),
+        (RIGHT.replace("FIX: NONE", "FIX: Make it red").replace("KIND: NONE", "KIND:"), "RIGHT and named a fault"),
+    ],
+)
+def test_a_right_picture_with_lines_left_empty_is_not_told_of_a_fault_that_nobody_named(answer, reason):
+    ask = ScriptedAnswers(answer, answer)
+    reflection = PromptedReflector(ask)(TASK, picture(5))
+    assert reason in reflection.note and reason in ask.asked[1][0]
 
 
 def test_lettering_in_another_script_may_be_quoted():

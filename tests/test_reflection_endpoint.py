@@ -20,6 +20,7 @@ from omnigen2_core.reflection.endpoint import (
     KEY_VARIABLE,
     MAX_BYTES,
     MODEL_VARIABLE,
+    TIMEOUT_VARIABLE,
     URL_VARIABLE,
     Endpoint,
 )
@@ -37,7 +38,10 @@ def answer(text):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every request by `reply`: (status, headers, body), or a function of the handler. Keeps the requests."""
+    """Answers every request by `reply`: (status, headers, body), or a function of the handler that returns them or None.
+
+    Keeps the requests.
+    """
 
     daemon_threads = True
 
@@ -58,9 +62,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.requests.append((self.path, dict(self.headers), json.loads(body)))
-        if callable(self.server.reply):
-            return self.server.reply(self)
-        status, headers, body = self.server.reply
+        reply = self.server.reply(self) if callable(self.server.reply) else self.server.reply
+        if reply is None:
+            return
+        status, headers, body = reply
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -133,12 +138,7 @@ def test_a_whole_run_can_be_judged_by_it(server):
     def reply(handler):
         *_, question = handler.server.requests[-1][2]["messages"][0]["content"]
         forms = {"VERDICT": "VERDICT: RIGHT\nPROBLEM: NONE\nKIND: NONE\nFIX: NONE", "List what": "Is the circle red?"}
-        text = next((said for part, said in forms.items() if part in question["text"]), f"Yes. {KEY}")
-        body = answer(text)
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+        return 200, {}, answer(next((said for part, said in forms.items() if part in question["text"]), f"Yes. {KEY}"))
 
     server.reply = reply
     endpoint = Endpoint(server.url, "eyes")
@@ -148,6 +148,86 @@ def test_a_whole_run_can_be_judged_by_it(server):
     for text in (to_json(record), to_text(record), repr(record.rounds), repr(looker), repr(endpoint)):
         assert KEY not in text
     assert KEY.encode() not in pickle.dumps(endpoint)
+
+
+# Models that refuse settings
+
+REFUSALS = {
+    "max_tokens": {
+        "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "type": "invalid_request_error",
+        "param": "max_tokens",
+        "code": "unsupported_parameter",
+    },
+    "temperature": {
+        "message": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported.",
+        "type": "invalid_request_error",
+        "param": "temperature",
+        "code": "unsupported_value",
+    },
+}
+
+
+def refuse(error):
+    return 400, {}, json.dumps({"error": error}).encode()
+
+
+def settings_of(request):
+    """What a request has besides model and messages."""
+    return {name: value for name, value in request[2].items() if name not in ("model", "messages")}
+
+
+def refusing(server, refusals):
+    """Lets the server answer only requests without the settings that are refused."""
+
+    def reply(handler):
+        sent = settings_of(handler.server.requests[-1])
+        return next((refuse(error) for name, error in refusals.items() if name in sent), (200, {}, answer("yes")))
+
+    server.reply = reply
+
+
+FIRST = {"max_tokens": 512, "temperature": 0}
+
+
+def test_a_reasoning_model_is_asked_in_its_own_way_and_that_is_remembered_for_the_run(server):
+    refusing(server, REFUSALS)
+    looker = Endpoint(server.url, "eyes").looker()
+    assert looker.ask(["Is it red?", "Is it round?"], [[], []]) == ["yes", "yes"]
+    assert looker.ask(["Is it big?"], [[]]) == ["yes"]
+    renamed = {"max_completion_tokens": 4096}
+    assert [settings_of(request) for request in server.requests] == [FIRST, {**renamed, "temperature": 0}, *[renamed] * 3]
+    texts = [request[2]["messages"][0]["content"][-1]["text"] for request in server.requests]
+    assert texts == ["Is it red?"] * 3 + ["Is it round?", "Is it big?"]
+    refusing(server, {})
+    Endpoint(server.url, "eyes").looker().ask(["Is it red?"], [[]])
+    assert settings_of(server.requests[-1]) == FIRST, "another run begins anew"
+
+
+@pytest.mark.parametrize(("name", "left"), [("max_tokens", "temperature"), ("temperature", "max_tokens")])
+@pytest.mark.parametrize("part", ["message", "param"])
+def test_only_the_setting_that_is_refused_is_changed(server, name, left, part):
+    refusing(server, {name: {part: REFUSALS[name][part]}})
+    assert ask(server) == "yes"
+    assert [left in settings_of(request) for request in server.requests] == [True, True]
+    assert name not in settings_of(server.requests[1])
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_server_that_refuses_still_is_asked_no_third_time(server, name):
+    error = {**REFUSALS[name], "message": f"bad {name} (not max_completion_tokens) for {KEY}"}
+    server.reply = refuse(error)
+    assert f"HTTP 400: bad {name} (not max_completion_tokens) for [key]" in failure(server)
+    assert len(server.requests) == 2
+
+
+def test_a_failure_for_another_reason_is_not_asked_again(server):
+    server.reply = refuse({"message": "no such model; see max_completion_tokens", "param": "model"})
+    assert "HTTP 400: no such model" in failure(server)
+    status, headers, body = refuse(REFUSALS["max_tokens"])
+    server.reply = (500, headers, body)
+    assert "HTTP 500: Unsupported parameter" in failure(server)
+    assert len(server.requests) == 2
 
 
 # What goes wrong
@@ -218,7 +298,8 @@ def test_nobody_listening():
 
 def test_a_server_that_says_nothing(server):
     server.reply = lambda handler: time.sleep(30)
-    assert "did not answer within 0.3 seconds" in failure(server, timeout=0.3)
+    message = failure(server, timeout=0.3)
+    assert "did not answer within 0.3 seconds" in message and TIMEOUT_VARIABLE in message
 
 
 def test_a_server_that_goes_on_and_on_drop_by_drop(server):
@@ -312,6 +393,30 @@ def test_all_of_it_comes_from_the_environment_so_that_no_workflow_can_name_the_s
             Endpoint.from_environment({**environment, name: " "})
     with pytest.raises(JudgeError, match=f"{URL_VARIABLE}, {MODEL_VARIABLE}, {KEY_VARIABLE}"):
         Endpoint.from_environment({})
+
+
+def test_who_lacks_a_key_learns_that_any_word_will_do_for_a_server_without_keys():
+    environment = {URL_VARIABLE: "http://127.0.0.1:1234/v1", MODEL_VARIABLE: "eyes"}
+    with pytest.raises(JudgeError, match="any word for a server that asks for none"):
+        Endpoint.from_environment(environment)
+    with pytest.raises(JudgeError) as caught:
+        Endpoint.from_environment({KEY_VARIABLE: KEY})
+    assert "any word" not in str(caught.value), "the key is there"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("300", 300), (" 0.5 ", 0.5), ("86400", 86400), ("", 60), (" ", 60)])
+def test_the_time_for_an_answer_comes_from_the_environment(text, seconds):
+    environment = {URL_VARIABLE: "https://host/v1", MODEL_VARIABLE: "eyes", KEY_VARIABLE: KEY, TIMEOUT_VARIABLE: text}
+    assert Endpoint.from_environment(environment).timeout == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "1e400", "86401", "5 minutes", "5\nminutes " + "x" * 999])
+def test_a_time_that_is_none_is_refused_in_one_sentence(text):
+    environment = {URL_VARIABLE: "https://host/v1", MODEL_VARIABLE: "eyes", KEY_VARIABLE: KEY, TIMEOUT_VARIABLE: text}
+    with pytest.raises(JudgeError, match=f"^{TIMEOUT_VARIABLE} is '.*; set it to .*seconds") as caught:
+        Endpoint.from_environment(environment)
+    message = str(caught.value)
+    assert text[:5].splitlines()[0] in message and "\n" not in message and message.endswith(".") and len(message) < 250
 
 
 def test_nothing_is_logged(server, caplog, capfd):

@@ -18,9 +18,9 @@ from omnigen2_core.errors import PromptError, ReflectionError
 from omnigen2_core.reflection.bench import UNJUDGED, Stage
 from omnigen2_core.reflection.best_of import best_of
 from omnigen2_core.reflection.loop import reflect
-from omnigen2_core.reflection.opinion import Reflection, Verdict
+from omnigen2_core.reflection.opinion import Reflection, Scope, Verdict
 from omnigen2_core.reflection.record import Record, Stop
-from omnigen2_core.reflection.redraw import Origin, Redraw
+from omnigen2_core.reflection.redraw import Origin, Redraw, ways
 from omnigen2_core.reflection.task import Task
 
 TASK = Task("a red circle")
@@ -288,6 +288,25 @@ def test_a_correction_that_speaks_of_a_reference_is_drawn_again_with_the_referen
     assert drawer.calls[1][1] == task.references
     plain, drawer = run([20, 40], FAULT, RIGHT, task=task, rounds=1)
     assert plain.rounds[1].origin is Origin.EDITED and len(drawer.calls[1][1]) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Use the dog from the second image",
+        "Add the hat in the first photo",
+        "Give it the colour of image two",
+        "Show the dogs of both images",
+        "Use the dog of image #1",
+        "Keep the reference's collar",
+    ],
+)
+@pytest.mark.parametrize("scope", [Scope.ATTRIBUTE, None])
+def test_a_reference_that_is_named_in_words_is_one_too(words, scope):
+    said = Reflection.wrong("another dog", words, scope)
+    task = Task("the dog of image 1 on a beach", (picture(1), picture(2)))
+    assert ways(task, said, Redraw.AUTO) == (Redraw.AGAIN,)
+    assert Redraw.EDIT in ways(Task("a dog on a beach"), said, Redraw.AUTO), "without references the picture is all there is"
 
 
 def test_a_reflector_may_word_the_whole_prompt():

@@ -14,10 +14,12 @@ import io
 import ipaddress
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -31,12 +33,19 @@ from .looker import Looker, Shown
 KEY_VARIABLE = "OMNIGEN2_JUDGE_KEY"
 URL_VARIABLE = "OMNIGEN2_JUDGE_URL"
 MODEL_VARIABLE = "OMNIGEN2_JUDGE_MODEL"
+TIMEOUT_VARIABLE = "OMNIGEN2_JUDGE_TIMEOUT"
+"""Seconds for one answer; the only one that may be left out."""
 
 MAX_SIDE = 1024
 """Longest side of a picture as it is sent, in pixels."""
 MAX_BYTES = 1 << 20
 """Of an answer. A longer one is not what was asked for."""
 MAX_TOKENS = 512
+THINKING_TOKENS = 4096
+"""The same for models that reason before they answer, whose thoughts count."""
+TIMEOUT = 60.0
+LONGEST_TIMEOUT = 86400.0
+"""Seconds. The operating system's own limit is higher, and differs."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -44,6 +53,24 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+@dataclass
+class _Manner:
+    """The settings that a server is asked with. Made for one run, so that a refusal is met once and then remembered."""
+
+    settings: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": MAX_TOKENS})
+
+    def learn(self, complaint: str) -> bool:
+        """Gives up the settings that a complaint names. False where it names none that is still in use.
+
+        OpenAI's reasoning models know the limit by another name, and no temperature but their own.
+        """
+        refused = set(re.findall(r"\w+", complaint.lower())) & self.settings.keys() & {"temperature", "max_tokens"}
+        self.settings = {name: value for name, value in self.settings.items() if name not in refused}
+        if "max_tokens" in refused:
+            self.settings["max_completion_tokens"] = THINKING_TOKENS
+        return bool(refused)
 
 
 @dataclass(frozen=True)
@@ -61,7 +88,7 @@ class Endpoint:
 
     url: str
     model: str
-    timeout: float = 60.0
+    timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
         try:
@@ -82,14 +109,16 @@ class Endpoint:
             raise JudgeError(f"The judge at {host} needs the name of a model; set {MODEL_VARIABLE}.")
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ, timeout: float = 60.0) -> "Endpoint":
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Endpoint":
         """The endpoint that the environment names. Raises JudgeError when a variable is missing or unusable."""
         needed = (URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE)
         missing = [name for name in needed if not environment.get(name, "").strip()]
         if missing:
+            keyless = f" ({KEY_VARIABLE} to any word for a server that asks for none)" if KEY_VARIABLE in missing else ""
             raise JudgeError(
-                f"Your own judge needs {', '.join(missing)}; set it in the environment that starts the program."
+                f"Your own judge needs {', '.join(missing)}; set it in the environment that starts the program{keyless}."
             )
+        timeout = _timeout(environment.get(TIMEOUT_VARIABLE, ""))
         return cls(environment[URL_VARIABLE].strip(), environment[MODEL_VARIABLE].strip(), timeout)
 
     @property
@@ -98,8 +127,11 @@ class Endpoint:
         return urlsplit(self.url).hostname or ""
 
     def looker(self) -> Looker:
-        """The endpoint as one who answers questions, for any reflector or verifier."""
-        return Looker(self.ask)
+        """The endpoint as one who answers questions, for any reflector or verifier. Made for one run.
+
+        It remembers which settings the server's model refused, so that it is asked without them from then on.
+        """
+        return Looker(partial(self._ask, _Manner()))
 
     def ask(self, questions: Sequence[str], images: Shown) -> list[str]:
         """One request for each question with its pictures, in turn.
@@ -107,38 +139,39 @@ class Endpoint:
         Raises JudgeError, in one sentence, when there is no key, the server refuses or fails, time runs out, or the
         answer is malformed.
         """
-        return [self._ask_one(question, shown) for question, shown in zip(questions, images, strict=True)]
+        return self._ask(_Manner(), questions, images)
 
-    def _ask_one(self, question: str, pictures: Sequence[Image.Image]) -> str:
+    def _ask(self, manner: _Manner, questions: Sequence[str], images: Shown) -> list[str]:
+        return [self._ask_one(manner, question, shown) for question, shown in zip(questions, images, strict=True)]
+
+    def _ask_one(self, manner: _Manner, question: str, pictures: Sequence[Image.Image]) -> str:
         key = _key()
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(p)}} for p in pictures]
         content.append({"type": "text", "text": question})
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": MAX_TOKENS,
-        }
+        asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        answer = None
+        while answer is None:
+            answer = self._send({**asked, **manner.settings}, key, manner)
+        return _without(key, _text_of(answer, self.host))[:LONGEST]
+
+    def _send(self, body: Mapping[str, Any], key: str, manner: _Manner) -> bytes | None:
+        """What the server answers; None where it refused the manner of asking, which another has taken the place of."""
         request = urllib.request.Request(
             self.url.rstrip("/") + "/chat/completions",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
         )
-        answer = _text_of(self._send(request, key), self.host)
-        return _without(key, answer)[:LONGEST]
-
-    def _send(self, request: urllib.request.Request, key: str) -> bytes:
         # Causes are not chained: an exception of the network library may hold the request with its header.
         deadline = time.monotonic() + self.timeout
         # A proxy is for servers elsewhere; one on this network is asked directly.
         own = [urllib.request.ProxyHandler({})] if _is_local(self.host) else []
         opener = urllib.request.build_opener(_NoRedirect, *own)
-        failure: str
+        failure: str | None
         try:
             with opener.open(request, timeout=self.timeout) as response:
                 return self._read(response, deadline)
         except urllib.error.HTTPError as error:
-            failure = _refusal(error, key)
+            failure = _refusal(error, key, manner)
         except TimeoutError:
             failure = self._too_slow()
         except urllib.error.URLError as error:
@@ -146,6 +179,8 @@ class Endpoint:
             failure = self._too_slow() if isinstance(error.reason, TimeoutError) else unreached
         except (OSError, ValueError, http.client.HTTPException) as error:
             failure = f"broke the connection ({type(error).__name__}); try again."
+        if failure is None:
+            return None
         raise JudgeError(f"The judge at {self.host} {failure}") from None
 
     def _read(self, response: Any, deadline: float) -> bytes:
@@ -159,7 +194,7 @@ class Endpoint:
         return b"".join(parts)
 
     def _too_slow(self) -> str:
-        return f"did not answer within {self.timeout:g} seconds; try again or give it more time."
+        return f"did not answer within {self.timeout:g} seconds; try again, or give it more by {TIMEOUT_VARIABLE}."
 
 
 def _key() -> str:
@@ -173,6 +208,22 @@ def _key() -> str:
     if not key.isascii() or not key.isprintable():
         raise JudgeError(f"The key in {KEY_VARIABLE} holds characters that no key has; copy it again.")
     return key
+
+
+def _timeout(text: str) -> float:
+    """The seconds that the environment gives for an answer; TIMEOUT where it gives none."""
+    if not text.strip():
+        return TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise JudgeError(
+            f"{TIMEOUT_VARIABLE} is {text[:40]!r}; set it to a number of seconds above 0 and up to {LONGEST_TIMEOUT:g}, "
+            "or leave it out."
+        )
+    return seconds
 
 
 def _is_local(host: str) -> bool:
@@ -192,21 +243,30 @@ def _data_url(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _refusal(error: urllib.error.HTTPError, key: str) -> str:
+def _refusal(error: urllib.error.HTTPError, key: str, manner: _Manner) -> str | None:
+    """What went wrong, for people; None where the server may be asked again, since `manner` learnt from it."""
     if error.code in (401, 403):
         return f"refused the key in {KEY_VARIABLE} (HTTP {error.code}); check the key."
     if 300 <= error.code < 400:
         return f"redirects (HTTP {error.code}), which no key is sent after; give {URL_VARIABLE} the final address."
     if error.code == 429:
         return "takes no more requests for now (HTTP 429); wait, or ask fewer questions."
-    said = ""
-    try:
-        told = json.loads(error.read(MAX_BYTES))["error"]
-        said = str(told["message"] if isinstance(told, dict) else told)
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
-        pass
+    said, parameter = _complaint(error)
+    if error.code == 400 and manner.learn(f"{said} {parameter}"):
+        return None
     explanation = f": {_short(said, key)}" if said else ""
     return f"failed (HTTP {error.code}{explanation}); check {URL_VARIABLE} and {MODEL_VARIABLE}."
+
+
+def _complaint(error: urllib.error.HTTPError) -> tuple[str, str]:
+    """What a server says of its failure, and which parameter it blames; empty where it does not say."""
+    try:
+        told = json.loads(error.read(MAX_BYTES))["error"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
+        return "", ""
+    if not isinstance(told, dict):
+        return str(told or ""), ""
+    return str(told.get("message") or ""), str(told.get("param") or "")
 
 
 def _short(text: str, key: str) -> str:

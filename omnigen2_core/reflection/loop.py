@@ -11,6 +11,7 @@ clearly against is drawn again.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Mapping
 
 from ..errors import ReflectionError
@@ -56,7 +57,8 @@ def reflect(
         verifier: Scores, and thereby decides what is best.
         rounds: Reflections that are followed at most, 0..5. With 0 the picture is drawn and judged, not corrected.
         redraw: How they are followed: in one way and one picture, or with `Redraw.AUTO` in both ways and up to three.
-        seed: Of the first picture; picture i has `seed + i`, so that drawing again does not draw the same.
+        seed: Of the first picture; picture i has `seed + i`, or the next that no round has, so that drawing again does not
+            draw the same.
         correction: The user's own words for the first correction; they are followed without asking.
         overrule: Chance 0..1 of every requirement from which on the verifier overrules a fault; above 1 never.
         doubt: Chance 0..1 of a requirement below which the verifier does not take a picture for right; at 0 never. With
@@ -120,8 +122,11 @@ def _start(bench: Bench, seed: int) -> Round:
 
 
 def _redrawn(bench: Bench, before: Round, said: Reflection, way: Redraw, seed: int) -> Round:
-    plan = plan_for(bench.record.task, said, before.picture, way, seed + len(bench.record.rounds))
-    return bench.make(plan, parent=before.index)
+    rounds = bench.record.rounds
+    # A record that does not hold all earlier rounds has fewer of them than there were seeds.
+    drawn = {entry.seed for entry in rounds}
+    fresh = next(own for own in itertools.count(seed + len(rounds)) if own not in drawn)
+    return bench.make(plan_for(bench.record.task, said, before.picture, way, fresh), parent=before.index)
 
 
 def _spoken(correction: str) -> Reflection | None:

@@ -63,6 +63,9 @@ def parse(answer: str) -> Reflection:
     if verdict == "RIGHT" and all(empty):
         return Reflection.satisfied()
     if verdict == "RIGHT":
+        blank = [label for label, value in zip(LABELS[1:], (problem, kind, fix)) if not value]
+        if len(blank) == empty.count(False):
+            raise _Unusable(f"it left {', '.join(blank)} empty where {NOTHING} belongs")
         raise _Unusable("it called the picture RIGHT and named a fault")
     if verdict != "WRONG":
         raise _Unusable("its VERDICT was neither RIGHT nor WRONG")

@@ -8,6 +8,7 @@ from enum import Enum
 
 from PIL import Image
 
+from ..advice import names_a_picture
 from ..generation import SEEDS
 from .opinion import Reflection, Scope
 from .task import Task
@@ -50,12 +51,17 @@ _LAYOUT = re.compile(
     r"|two|under)\b|[上下左右中]",
     re.IGNORECASE,
 )
-_REFERENCE = re.compile(r"\b(?:image|picture|photo)s? \d|\breference", re.IGNORECASE)
+_REFERENCE = re.compile(r"\breference", re.IGNORECASE)
 
 
 def guess_scope(correction: str) -> Scope:
     """What a correction is about by its words, for reflectors that do not say."""
     return Scope.LAYOUT if _LAYOUT.search(correction) else Scope.ATTRIBUTE
+
+
+def _speaks_of_reference(correction: str) -> bool:
+    """Whether a correction points at a reference, as "the second image", "image #1" or "the reference's hat" do."""
+    return names_a_picture(correction) or bool(_REFERENCE.search(correction))
 
 
 def first_plan(task: Task, seed: int) -> Plan:
@@ -84,7 +90,7 @@ def ways(task: Task, reflection: Reflection, redraw: Redraw) -> tuple[Redraw, ..
         return (Redraw.AGAIN,)
     if redraw is not Redraw.AUTO:
         return (redraw,)
-    if task.references and _REFERENCE.search(reflection.correction):
+    if task.references and _speaks_of_reference(reflection.correction):
         return (Redraw.AGAIN,)
     scope = reflection.scope or guess_scope(reflection.correction)
     return (Redraw.AGAIN, Redraw.EDIT) if scope is Scope.LAYOUT else (Redraw.EDIT, Redraw.AGAIN)

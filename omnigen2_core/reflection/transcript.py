@@ -6,7 +6,9 @@ Texts in a transcript were written by a model and may hold anything; show them a
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
+from types import NoneType
 from typing import Any, Callable, Mapping, Sequence
 
 from PIL import Image
@@ -66,7 +68,7 @@ def from_dict(
                 f"The transcript has {len(listed)} rounds and {values['references']} references, but there are "
                 f"{len(pictures)} pictures and {len(references)} references; give those of its run, in order."
             )
-        record = Record(Task(values["instruction"], tuple(references)))
+        record = Record(Task(_kept(values, "instruction", str), tuple(references)))
         for index, (entry, picture) in enumerate(zip(listed, pictures)):
             record.rounds.append(_round_from_dict(index, entry, picture))
         record.best_index = _index(values["best"], len(listed))
@@ -144,16 +146,47 @@ def _round_to_dict(entry: Round) -> dict[str, Any]:
 
 
 def _round_from_dict(index: int, values: Mapping[str, Any], picture: Image.Image) -> Round:
-    if not isinstance(values["prompt"], str):
-        raise TypeError("a prompt is no text")
-    score = Score(tuple(Check(**check) for check in values["score"]["checks"]), values["score"]["note"])
-    said = values["reflection"]
-    if said is not None:
-        scope = Scope(said["scope"]) if said["scope"] else None
-        answers = tuple(said["answers"])
-        said = Reflection(**{**said, "verdict": Verdict(said["verdict"]), "scope": scope, "answers": answers})
-    made = (Origin(values["origin"]), values["prompt"], values["seed"], _index(values["parent"], index))
-    return Round(index, picture, *made, score, said, values["helped"], values["seconds"], values["settings"])
+    checks = tuple(_check_from_dict(check) for check in values["score"]["checks"])
+    score = Score(checks, _kept(values["score"], "note", str))
+    said = None if values["reflection"] is None else _reflection_from_dict(values["reflection"])
+    prompt, seed = _kept(values, "prompt", str), _kept(values, "seed", int, NoneType)
+    made = (Origin(values["origin"]), prompt, seed, _index(values["parent"], index))
+    seconds, settings = _kept(values, "seconds", dict), _kept(values, "settings", dict)
+    for time in seconds.values():
+        _check_number("seconds", time, sys.float_info.max)
+    return Round(index, picture, *made, score, said, _kept(values, "helped", bool, NoneType), seconds, settings)
+
+
+def _check_from_dict(values: Mapping[str, Any]) -> Check:
+    if values["probability"] is not None:
+        _check_number("probability", values["probability"], 1)
+    for name in ("question", "answer"):
+        _kept(values, name, str)
+    return Check(**values)
+
+
+def _reflection_from_dict(values: Mapping[str, Any]) -> Reflection:
+    for name in ("problem", "correction", "prompt", "note"):
+        _kept(values, name, str)
+    answers = tuple(_kept(values, "answers", list, tuple))
+    if not all(isinstance(answer, str) for answer in answers):
+        raise TypeError("an answer is no text")
+    scope = Scope(values["scope"]) if values["scope"] else None
+    return Reflection(**{**values, "verdict": Verdict(values["verdict"]), "scope": scope, "answers": answers})
+
+
+def _kept(values: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """A value if it is of one of the kinds. What is built from a transcript does not check, and would fail later."""
+    value = values[name]
+    # To Python a bool is an int.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{name} is {value!r:.60}")
+    return value
+
+
+def _check_number(name: str, value: Any, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ValueError(f"{name} is {value!r:.60}")
 
 
 def _index(value: Any, count: int) -> int | None:
