@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Sequence
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
+from PIL import Image
 
 from ..omnigen2_core.assistant import MAX_IMAGES
 from ..omnigen2_core.chat import Drawing, Mode, reply
-from ..omnigen2_core.conversation import MAX_TURNS, Conversation, Limits
+from ..omnigen2_core.conversation import MAX_TURNS, Conversation, Limits, Role, Turn
 from ..omnigen2_core.images import to_image_tensor
+from ..omnigen2_core.profile import ModelProfile
 from ..omnigen2_core.prompts import DEFAULT_NEGATIVE_PROMPT
 from ..omnigen2_core.understanding import MAX_NEW_TOKENS
 from .chat_drawing import Drawn, draw
@@ -208,7 +211,9 @@ class OmniGen2Chat(io.ComfyNode):
             live.drawing()
             sampler = {name: settings[name] for name in SAMPLER if name in settings}
             size = {name: settings[name] for name in ("width", "height", "match_reference")}
-            drawn.append(draw(model, vae, drawing, message, profile, **size, sampler=sampler))
+            edited = options.match_reference and len(shown) == 1 and shown[0] in _drawn_in(before)
+            limits = _for_whole(drawing.references, profile) if edited else profile
+            drawn.append(draw(model, vae, drawing, message, limits, **size, sampler=sampler))
             return save_drawn(drawn[0].image, cls)
 
         said = reply(
@@ -233,7 +238,11 @@ class OmniGen2Chat(io.ComfyNode):
             said.turn.text,
             drawn[0].image if drawn else ExecutionBlocker(None),
             said.conversation,
-            notes=[*_notes_on_beginning(own, conversation), *said.notes, *(drawn[0].notes if drawn else ())],
+            notes=[
+                *_notes_on_beginning(own, conversation, said.dropped.turns),
+                *said.notes,
+                *(drawn[0].notes if drawn else ()),
+            ],
             text=[said.turn.text],
             **{ANSWER: [answer]},
         )
@@ -265,11 +274,42 @@ def _last_answer(conversation: Conversation, pictures: ChatPictures) -> io.NodeO
     return output_with_notes(turn.text, image, conversation, notes=notes, text=[turn.text])
 
 
-def _notes_on_beginning(own: Conversation, connected: Conversation | None) -> list[str]:
-    """A note where a connected conversation is not what this one began with."""
-    if connected is None or not own.turns or own.turns[: len(connected.turns)] == connected.turns:
+def _drawn_in(conversation: Conversation) -> set[str]:
+    """The names of the pictures that the model drew."""
+    return {name for turn in conversation.turns if turn.role is Role.ASSISTANT for name in turn.images}
+
+
+def _for_whole(pictures: Sequence[Image.Image], profile: ModelProfile) -> ModelProfile:
+    """The profile with room for the longer side of pictures that were drawn: its own limit is for what the user shows."""
+    return replace(profile, max_side=max(profile.max_side, *(max(picture.size) for picture in pictures)))
+
+
+def _notes_on_beginning(own: Conversation, connected: Conversation | None, dropped: int) -> list[str]:
+    """A note where a connected conversation is not what this one began with.
+
+    dropped: turns that the limits took from this one now. They may have taken all that was connected before, so that
+    nothing can be told from what is left.
+    """
+    if connected is None or not connected.turns or not own.turns or dropped or _begins_with(own, connected):
         return []
     return [
         "The connected conversation did not count, because this node continues its own; begin a new one to continue "
         "from there."
     ]
+
+
+def _begins_with(own: Conversation, connected: Conversation) -> bool:
+    """Whether a conversation goes on from another, of which it may have lost the oldest turns and any pictures."""
+    for lost in range(0, len(connected.turns), 2):
+        rest = connected.turns[lost:]
+        if len(rest) <= len(own.turns) and all(map(_is_left_of, own.turns, rest)):
+            return True
+    return False
+
+
+def _is_left_of(kept: Turn, whole: Turn) -> bool:
+    """Whether a turn is another one, perhaps without some of its pictures."""
+    if (kept.role, kept.text) != (whole.role, whole.text):
+        return False
+    images = len(kept.images) + kept.images_dropped == len(whole.images) + whole.images_dropped
+    return images and set(kept.images) <= set(whole.images)

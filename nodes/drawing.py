@@ -11,6 +11,7 @@ from PIL import Image
 from ..omnigen2_core.images import to_image_tensor, to_pil
 from .encode import OmniGen2Encode
 from .host.notes import NOTES
+from .host.prompt import profile_of_clip
 from .sampling import sample_latent
 
 
@@ -42,10 +43,12 @@ class HostDrawer:
     def edit(self, prompt: str, references: Sequence[Image.Image], seed: int) -> Image.Image:
         """As a call, in the size of the picture that is edited.
 
-        There are no notes: they would advise about a reference that the user has not chosen.
+        `max_side` is a limit on what the user shows: a picture that was drawn may be longer, and stays as it is. There
+        are no notes: they would advise about a reference that the user has not chosen.
         """
-        encoding, sampling = {**self.encoding, "match_reference": True}, {**self.sampling, **self.editing}
-        return self._draw(prompt, references, seed, encoding, sampling)[0]
+        longest = max(max(picture.size) for picture in references)
+        encoding = {**self.encoding, "match_reference": True, "max_side": max(profile_of_clip(self.clip).max_side, longest)}
+        return self._draw(prompt, references, seed, encoding, {**self.sampling, **self.editing})[0]
 
     def _draw(
         self,

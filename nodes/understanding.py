@@ -21,6 +21,8 @@ from .host.references import all_pictures
 
 CATEGORY = "OmniGen2/understanding"
 OWN_QUESTION = "own_question"
+REWRITTEN = "omnigen2_rewritten"
+"""What a rewritten prompt is reported as, for the button on the node."""
 CLIP_TOOLTIP = (
     "OmniGen2's encoder (Qwen2.5-VL 3B) with its vision part, from OmniGen2 Load Encoder or OmniGen2 Load Folder. "
     "ComfyUI's Load CLIP builds one that cannot look or write."
@@ -208,7 +210,9 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
             on_step=live.on_step,
         )
         shown = live.finish(enhanced.text)
-        return output_with_notes(enhanced.text, notes=enhanced.notes, text=[enhanced.text], **shown)
+        # Under a name of its own, since what is in `edited` is no rewritten prompt.
+        rewritten = {REWRITTEN: [enhanced.text]}
+        return output_with_notes(enhanced.text, notes=enhanced.notes, text=[enhanced.text], **rewritten, **shown)
 
 
 def choice_inputs(*, sampling: bool) -> list[io.Input]:

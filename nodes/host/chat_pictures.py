@@ -11,6 +11,8 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ...omnigen2_core.images import to_pil
+
 FOLDER = "omnigen2_chat"
 """Below the output folder."""
 
@@ -27,8 +29,7 @@ class ChatPictures:
 
     def show(self, picture: Image.Image) -> str:
         """The name of an RGB picture of the user. It follows from the pixels, so that no picture is kept twice."""
-        content = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-        name = f"{FOLDER}/shown_{content[:24]}.png"
+        name = f"{FOLDER}/shown_{_content(picture)[:24]}.png"
         self._shown[name] = picture
         return name
 
@@ -56,9 +57,22 @@ class ChatPictures:
 
 
 def save_drawn(images: torch.Tensor, node: type[io.ComfyNode]) -> list[str]:
-    """Write images [B, H, W, 3] in 0..1 as Save Image does, with the workflow of `node`; returns their names."""
-    saved = ui.ImageSaveHelper.save_images(images, f"{FOLDER}/drawn", io.FolderType.output, node)
-    return ["/".join([*Path(file["subfolder"]).parts, file["filename"]]) for file in saved]
+    """Write images [B, H, W, 3] in 0..1 as Save Image does, with the workflow of `node`; returns their names.
+
+    The content is in the name: in the output folder of another machine, or in one that was emptied, a name would else
+    soon stand for another picture.
+    """
+    names = []
+    for image in images:
+        prefix = f"{FOLDER}/drawn_{_content(to_pil(image))[:12]}"
+        [file] = ui.ImageSaveHelper.save_images(image[None], prefix, io.FolderType.output, node)
+        names.append("/".join([*Path(file["subfolder"]).parts, file["filename"]]))
+    return names
+
+
+def _content(picture: Image.Image) -> str:
+    """Tells a picture from another by its pixels, as hex digits."""
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def _path(name: str) -> Path:

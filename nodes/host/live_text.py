@@ -7,8 +7,11 @@ import time
 
 import comfy.model_management
 import comfy.utils
-from server import PromptServer
 
+from .page import tell_page
+
+WRITING = "omnigen2.text"
+"""The event of web/js/written_text.js."""
 SHOWN = "omnigen2_text"
 """The key of a node's output under which web/js/written_text.js finds what to show where the result was kept."""
 INTERVAL = 0.1
@@ -61,8 +64,8 @@ class LiveText:
             self.send(text)
 
     def send(self, text: str) -> None:
-        """Tell the page, as ComfyUI tells of progress in words."""
-        PromptServer.instance.send_progress_text(as_characters(text), self.node, PromptServer.instance.client_id)
+        """Tell the page. ComfyUI's own progress in words would reach every page where none queued the run, and names no run."""
+        tell_page(WRITING, self.node, text=as_characters(text))
 
     def _joined(self) -> str:
         if len(self.answers) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -24,6 +25,8 @@ EVENT = "omnigen2.rounds"
 """The event that web/js/reflection.js listens to: {"node", "prompt_id", "rounds", "stage", "round"}."""
 ROUNDS = "omnigen2_rounds"
 """The key of a node's output under which it finds the same rounds in the end."""
+MOST_EARLIER = 24
+"""Rounds of earlier runs that a run goes on with, so that a record does not grow with every pick. A loop makes fewer."""
 
 
 class Rounds:
@@ -70,7 +73,10 @@ class Rounds:
         for entry in self.record.rounds[len(self.names) :]:
             # ComfyUI's helper cuts off where it should round, and a picture that is gone on from must be the same.
             image = (to_image_tensor(entry.picture) * 255.0 + 0.5) / 255.0
-            [file] = ui.ImageSaveHelper.save_images(image, f"{FOLDER}/round", io.FolderType.output, self.node)
+            # The content is in the name: in the output folder of another machine, or in one that was emptied, a name
+            # would else soon stand for another picture.
+            prefix = f"{FOLDER}/round_{_mark(entry.picture)[:12]}"
+            [file] = ui.ImageSaveHelper.save_images(image, prefix, io.FolderType.output, self.node)
             self.names.append("/".join([*Path(file["subfolder"]).parts, file["filename"]]))
 
     def _tell(self, stage: str = "", index: int = -1) -> None:
@@ -82,7 +88,7 @@ def picked_record(task: Task, earlier: str, pick: int, judge: str) -> tuple[Reco
 
     earlier: `Rounds.to_json` of the run that it was picked from. For another prompt, other references or another judge,
     whose scores are none to compare with, the picture alone is taken over, to be judged anew. Raises ReflectionError
-    when the rounds cannot be read, have no such round, or a picture is gone.
+    when the rounds cannot be read, have no such round, or its picture is gone.
     """
     if not earlier.strip():
         raise ReflectionError(
@@ -98,10 +104,10 @@ def picked_record(task: Task, earlier: str, pick: int, judge: str) -> tuple[Reco
         )
     same = values.get("instruction") == task.instruction
     if same and values.get("reference_marks") == [_mark(picture) for picture in task.references]:
-        record = from_dict(values, [_open(name) for name in names], task.references)
-        if record.rounds[pick].settings.get("judge", judge) == judge:
-            record.pick(pick)
-            return record, names, []
+        in_place_of_pictures = [Image.new("RGB", (1, 1))] * len(names)
+        listed = from_dict(values, in_place_of_pictures, task.references)
+        if listed.rounds[pick].settings.get("judge", judge) == judge:
+            return _opened(listed, names, pick)
         changed = "judge"
     else:
         changed = "references" if same else "prompt"
@@ -109,6 +115,43 @@ def picked_record(task: Task, earlier: str, pick: int, judge: str) -> tuple[Reco
     record.give(_open(names[pick]))
     note = f"The {changed} changed since round {pick} was drawn, so its picture alone was taken over and judged anew."
     return record, [names[pick]], [note]
+
+
+def _opened(listed: Record, names: Sequence[str], pick: int) -> tuple[Record, list[str], list[str]]:
+    """As `picked_record`, from a record of all earlier rounds without their pictures.
+
+    A round whose picture is gone is left out, so that it does not keep the user from the others; so are those beyond
+    MOST_EARLIER, of which the picked one, those that led to it and the newest are kept.
+    """
+    by_need = [listed.rounds[pick], *reversed(listed.lineage(pick)), *reversed(listed.rounds)]
+    wanted = list(dict.fromkeys(entry.index for entry in by_need))[:MOST_EARLIER]
+    pictures, gone = {pick: _open(names[pick])}, []
+    for index in wanted[1:]:
+        try:
+            pictures[index] = _open(names[index])
+        except ReflectionError:
+            gone.append(index)
+    places = {index: place for place, index in enumerate(sorted(pictures))}
+    record = Record(listed.task)
+    for index, place in places.items():
+        entry = listed.rounds[index]
+        parent = places.get(entry.parent)
+        record.rounds.append(replace(entry, index=place, parent=parent, picture=pictures[index]))
+    record.pick(places[pick])
+    return record, [names[index] for index in places], _notes_on_left_out(len(names), len(wanted), sorted(gone), pick)
+
+
+def _notes_on_left_out(count: int, wanted: int, gone: Sequence[int], pick: int) -> list[str]:
+    notes = []
+    if count > wanted:
+        notes.append(
+            f"Of {count} earlier rounds the run went on with {wanted}, under new numbers: round {pick}, those that led to it, "
+            "and the newest."
+        )
+    if gone:
+        rounds = ", ".join(map(str, gone))
+        notes.append(f"Earlier rounds whose pictures cannot be read were left out: {rounds}, by their old numbers.")
+    return notes
 
 
 def _parse(text: str) -> Mapping[str, Any]:

@@ -348,6 +348,8 @@ def _read_event(kind: str, data: dict, result: Result) -> None:
         result.cached.extend(data["nodes"])
     elif kind == "executed" and data.get("output"):
         result.ui[data["node"]] = data["output"]
+    elif kind == "omnigen2.text":
+        result.texts.append((data["node"], data["text"]))
     elif kind == "execution_success":
         result.status = "success"
     elif kind == "execution_interrupted":
@@ -360,9 +362,6 @@ def _read_binary(message: bytes, result: Result) -> None:
     event, = struct.unpack(">I", message[:4])
     if event == 1:  # a preview: four more bytes for the picture's format, then the file
         result.previews.append(Image.open(io.BytesIO(message[8:])).convert("RGB"))
-    elif event == 3:  # text: the length of the node's id, the id, the text
-        length, = struct.unpack(">I", message[4:8])
-        result.texts.append((message[8:8 + length].decode(), message[8 + length:].decode()))
 
 
 def _free_port() -> int:

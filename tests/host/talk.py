@@ -68,6 +68,16 @@ def files(server) -> set[str]:
     return {path.relative_to(server.output).as_posix() for path in server.output.glob("omnigen2_chat/*")}
 
 
+def held(server) -> dict[str, int]:
+    """How many of the objects that turns make are in the server's memory: tensors, pictures, caches, conversations.
+
+    In contrast to the memory's size this tells of every single one, however small.
+    """
+    counting = Graph()
+    node = counting.add("TestCountAlive", names="Tensor Image PngImageFile DynamicCache ChatPictures Conversation Turn")
+    return server.records(server.run(counting), node)
+
+
 def opened(server, name: str) -> Image.Image:
     with Image.open(server.output / name) as picture:
         return picture.convert("RGB")

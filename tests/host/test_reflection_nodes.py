@@ -125,6 +125,13 @@ def test_the_way_to_redraw_may_be_chosen(server, folder, redraw, origin):
     assert made["rounds"][1]["origin"] == origin
 
 
+def test_an_edit_has_the_size_of_the_picture_that_is_edited_whatever_the_limit_on_references(server, folder):
+    script = (WRONG, ASKED, 0.3, RIGHT, 0.9)
+    made, *_ = run_loop(server, folder, *script, redraw="edit", width=192, height=80, max_side=64, steps=1)
+    assert values_of(made, "origin") == [("drawn",), ("edited",)]
+    assert [picture_of(server, name).size for name in made["pictures"]] == [(192, 80)] * 2
+
+
 def test_references_are_seen_and_drawn_with(server, folder):
     made, *_ = run_loop(server, folder, MISPLACED, ASKED, 0.3, RIGHT, 0.9, images=2)
     assert made["references"] == 2 and len(made["reference_marks"]) == 2
@@ -260,6 +267,41 @@ def test_a_picked_round_that_is_held_right_goes_out_as_it_is_and_the_node_says_s
     made, result, node = run_loop(server, folder, pick=0, earlier_rounds=json.dumps(first))
     assert made["pictures"] == first["pictures"] and made["stop"] == "the picture is right"
     assert "Round 0 is held right, so nothing was changed. Say in the prompt what it lacks" in result.ui[node][NOTES][0]
+
+
+def test_a_round_whose_picture_is_gone_is_not_mistaken_for_one_that_is_drawn_later(server, folder):
+    first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, rounds=0, seed=1)
+    (server.output / first["pictures"][0]).unlink()
+    run_loop(server, folder, WRONG, ASKED, 0.3, rounds=0, seed=2)
+    studio = Studio(folder)
+    studio.loop(pick=0, earlier_rounds=json.dumps(first))
+    assert "cannot be read (FileNotFoundError)" in refusal(server, studio)
+
+
+def test_another_round_whose_picture_is_gone_is_left_out_and_the_node_says_so(server, folder):
+    script = (WRONG, ASKED, 0.3, MISPLACED, 0.5, MISPLACED, 0.6)
+    first, *_ = run_loop(server, folder, *script, rounds=2, redraw="edit")
+    assert values_of(first, "parent") == [(None,), (0,), (1,)]
+    (server.output / first["pictures"][1]).unlink()
+    more = {"pick": 2, "earlier_rounds": json.dumps(first), "rounds": 1, "redraw": "edit"}
+    made, result, node = run_loop(server, folder, RIGHT, ASKED, 0.9, **more)
+    assert made["pictures"][:2] == first["pictures"][::2] and made["picked"] == 1
+    assert made["rounds"][0] == first["rounds"][0]
+    assert made["rounds"][1] == {**first["rounds"][2], "index": 1, "parent": None}
+    assert values_of(made, "origin", "parent")[2:] == [("edited", 1)]
+    assert "Earlier rounds whose pictures cannot be read were left out: 1, by their old numbers." in result.ui[node][NOTES]
+
+
+def test_of_many_earlier_rounds_the_picked_one_with_what_led_to_it_and_the_newest_are_gone_on_with(server, folder):
+    first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, rounds=0)
+    [entry], [name] = first["rounds"], first["pictures"]
+    entries = [{**entry, "index": i, "seed": i, "parent": {1: 0, 3: 1, 29: 28}.get(i)} for i in range(30)]
+    earlier = json.dumps({**first, "rounds": entries, "pictures": [name] * 30})
+    made, result, node = run_loop(server, folder, RIGHT, ASKED, 0.9, pick=3, earlier_rounds=earlier, rounds=1)
+    assert [seed for (seed,) in values_of(made, "seed")[:24]] == [0, 1, 3, *range(9, 30)]
+    assert [parent for (parent,) in values_of(made, "parent")] == [None, 0, 1, *[None] * 20, 22, 2]
+    assert made["picked"] == 2 and len(made["pictures"]) == 25
+    assert result.ui[node][NOTES][0].startswith("Of 30 earlier rounds the run went on with 24, under new numbers: round 3")
 
 
 @pytest.mark.parametrize(("change", "what"), [({"prompt": "a fox in a red coat"}, "prompt"), ({"images": 1}, "references")])

@@ -14,6 +14,7 @@ from omnigen2_core.presets import PRESETS
 BUILT_IN = "OmniGen2-nano (built in)"
 NOTES = "omnigen2_notes"
 SHOWN = "omnigen2_text"
+REWRITTEN = "omnigen2_rewritten"
 GROUNDS = ["blue", "white", "black"]
 GROUND = "What color is the background?"
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
@@ -208,7 +209,7 @@ def test_the_rewritten_prompt_goes_out_and_stands_on_the_node(server, folder):
     talk.writing("Prompt: A red fox sits in\nfresh snow.")
     node = talk.enhance("여우", [talk.batch(2)])
     result = server.run(talk.graph)
-    assert result.ui[node] == {NOTES: [], "text": ["A red fox sits in fresh snow."], SHOWN: [result.texts[-1][1]]}
+    assert result.ui[node] == {NOTES: [], "text": ["A red fox sits in fresh snow."], SHOWN: [result.texts[-1][1]], REWRITTEN: ["A red fox sits in fresh snow."]}
     assert read(result.texts[-1][1]) == "A red fox sits in fresh snow."
 
 

@@ -151,7 +151,9 @@ class Chat {
     this.field.dataset.captureWheel = "true";
     this.field.addEventListener("keydown", (event) => {
       // While a Korean or Chinese word is being composed, Enter ends the word.
-      if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+      // Safari ends the composing first, and names the key 229.
+      const composing = event.isComposing || event.keyCode === 229;
+      if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.metaKey || composing) return;
       event.preventDefault();
       event.stopPropagation();
       this.send();
@@ -293,9 +295,13 @@ class Chat {
   // Ends a turn that got no answer.
   stop(idle) {
     if (idle) this.asked = [];
-    if (!this.coming) return;
-    this.show();
-    this.say(words().stopped);
+    if (this.coming) {
+      this.show();
+      this.say(words().stopped);
+    } else if (this.told && !this.asked.length) {
+      this.told = "";
+      this.say("");
+    }
   }
 
   // Whether `answer` is to what this node asks, or asked, about the conversation that it shows. `known`: whether it is

@@ -88,8 +88,9 @@ app.registerExtension({
   setup() {
     whenExecuted((path, output) => {
       const node = findNode(path);
-      const [text] = output.text ?? [];
-      if (!buttons.has(node) || text === undefined) return;
+      const [text] = output[PROPERTY] ?? [];
+      // A result that was kept comes again with every run, and what changes the workflow may queue the next.
+      if (!buttons.has(node) || text === undefined || text === rewritten(node)) return;
       node.properties[PROPERTY] = text;
       keepThroughUndo(node, PROPERTY, text);
       follow(node);

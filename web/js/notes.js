@@ -2,6 +2,7 @@
 // on the node itself. Notes are text from Python and possibly from a user's file name: they are only ever set
 // as textContent. Below them a sampler says what its run cost, more quietly.
 import { app } from "../../../scripts/app.js";
+import { keepSizeThroughUndo } from "./kept.js";
 import { whenExecuted } from "./runs.js";
 import { NOTES, inLocale } from "./words.js";
 
@@ -69,7 +70,11 @@ function show(node, notes, readout) {
     }),
   );
   const [width, height] = node.computeSize();
-  node.setSize?.([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  if (width > node.size[0] || height > node.size[1]) {
+    const size = [Math.max(node.size[0], width), Math.max(node.size[1], height)];
+    node.setSize?.(size);
+    keepSizeThroughUndo(node, size);
+  }
   node.setDirtyCanvas?.(true, true);
 }
 

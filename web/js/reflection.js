@@ -8,7 +8,7 @@ import { api } from "../../../scripts/api.js";
 import { keepThroughUndo } from "./kept.js";
 import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
-import { deliver, whenEnded, whenExecuted } from "./runs.js";
+import { deliver, isUnderWay, whenEnded, whenExecuted } from "./runs.js";
 import { CUT_OFF, ROUNDS, inLocale } from "./words.js";
 
 // What the nodes call their entries. A round has the number that pick and the transcript know it by.
@@ -91,7 +91,9 @@ class Board {
     this.items = [];
     this.strip = element("div", { role: "list", "aria-label": word(this.kind.all) });
     this.status = element("div", { role: "status", "aria-live": "polite" }, word(this.kind.empty));
-    this.details = element("div", { role: "region", "aria-label": word(this.kind.details), tabindex: "0" });
+    // Nodes 2.0 leaves the wheel to elements that say so.
+    const scrolls = { "data-capture-wheel": "true" };
+    this.details = element("div", { role: "region", "aria-label": word(this.kind.details), tabindex: "0", ...scrolls });
     this.pickButton = element("button", { type: "button", class: "pick" });
     this.pickButton.addEventListener("click", () => this.togglePick());
     this.element = element("div", { role: "group", "aria-label": word(this.kind.all), class: "omnigen2-rounds" });
@@ -323,8 +325,11 @@ app.registerExtension({
   },
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
-      deliver(detail.prompt_id, `rounds ${detail.prompt_id} ${detail.node}`, () => {
-        boards.get(findNode(detail.node))?.receive(detail.rounds, detail.stage, detail.round);
+      deliver(detail.prompt_id, `rounds ${detail.prompt_id} ${detail.node}`, (late) => {
+        const board = boards.get(findNode(detail.node));
+        board?.receive(detail.rounds, detail.stage, detail.round);
+        // It may have ended while another workflow was on the canvas, and without a word where the server has too.
+        if (late && !isUnderWay(detail.prompt_id)) board?.end();
       });
     });
     api.addEventListener("reconnected", () => {

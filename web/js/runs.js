@@ -6,7 +6,8 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { partFor } from "./prompts.js";
 
-const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
+const SUCCESS = "execution_success";
+const ENDS = [SUCCESS, "execution_error", "execution_interrupted"];
 
 const onQueued = [];
 const onExecuted = [];
@@ -15,8 +16,8 @@ const onEnded = [];
 // The runs that have begun, by id: {told, gap}, the nodes that have reported and whether messages may be missing.
 const runs = new Map();
 
-// The workflow that each run was queued from, by the run's id; a program's runs and those from before the page was loaded
-// have none here.
+// The workflow that each run was queued from, by the run's id, weakly: one that was closed is not kept. A program's runs and
+// those from before the page was loaded have none here.
 const owners = new Map();
 const MOST_OWNERS = 2000;
 
@@ -28,6 +29,11 @@ const MOST_HELD = 200;
 let sent = 0;
 let sending = 0;
 
+// What undoes the taking note of each prompt that the server has taken, by its run's id, until that run ends. One that was
+// taken out of the queue has no end, but the queue has. And whether the runs succeeded that ended before the server's answer.
+const undoing = new Map();
+const endedEarly = new Map();
+
 // How many workflows are being opened: meanwhile the new one's nodes are there, and the one before is still the active one.
 let opening = 0;
 
@@ -36,18 +42,22 @@ const isOnCanvas = (owner) => !opening && owner === active();
 
 // Whether what a run reports is for the workflow on the canvas. A run of which that is not known is taken for one of it.
 export function isForCanvas(run) {
-  const owner = owners.get(run);
-  return !owner || isOnCanvas(owner);
+  return !owners.has(run) || isOnCanvas(owners.get(run).deref());
 }
 
-// Calls react() now or when the run's workflow is on the canvas again; of what waits under one key only the last.
+// Whether a run has begun and its end has not been told of.
+export function isUnderWay(run) {
+  return runs.has(run);
+}
+
+// Calls react(late) now or when the run's workflow is on the canvas again; of what waits under one key only the last.
 export function deliver(run, key, react) {
   if (isForCanvas(run)) {
-    react();
+    react(false);
     return;
   }
   held = held.filter((other) => other.key !== key);
-  held.push({ owner: owners.get(run), key, react });
+  held.push({ owner: owners.get(run).deref(), key, react });
   held.splice(0, held.length - MOST_HELD);
 }
 
@@ -55,7 +65,7 @@ function deliverHeld() {
   const { openWorkflows } = app.extensionManager.workflow;
   const due = held.filter(({ owner }) => isOnCanvas(owner));
   held = held.filter(({ owner }) => !isOnCanvas(owner) && openWorkflows.includes(owner));
-  for (const { react } of due) react();
+  for (const { react } of due) react(true);
 }
 
 function followOpening() {
@@ -87,8 +97,11 @@ function followQueue() {
     sending += 1;
     try {
       const answer = await queuePrompt.apply(this, values);
-      if (owner && answer?.prompt_id) owners.set(answer.prompt_id, owner);
+      const run = answer?.prompt_id;
+      if (owner && run) owners.set(run, new WeakRef(owner));
       if (owners.size > MOST_OWNERS) owners.delete(owners.keys().next().value);
+      if (run) undoing.set(run, takeBack);
+      if (endedEarly.has(run)) settle(run, endedEarly.get(run));
       return answer;
     } catch (refused) {
       for (const undo of takeBack) undo();
@@ -100,7 +113,7 @@ function followQueue() {
 }
 
 // react(prompt) is called with what will run of the API prompt that the page is about to send, and returns what undoes it,
-// which is called if the server does not take the prompt.
+// which is called if the server does not take the prompt, or when its run has ended without having got that far.
 export function whenQueued(react) {
   onQueued.push(react);
 }
@@ -124,7 +137,15 @@ function tell(run, path, output) {
 }
 
 function end(idle = false) {
+  if (idle) for (const known of [undoing, endedEarly]) known.clear();
   for (const react of onEnded) react(idle);
+}
+
+// Undoes the taking note of a run's prompt unless all of it ran, or has that done once the run is known.
+function settle(run, succeeded) {
+  if (!undoing.has(run) && sending) endedEarly.set(run, succeeded);
+  if (!succeeded) for (const undo of undoing.get(run) ?? []) undo();
+  undoing.delete(run);
 }
 
 async function get(path) {
@@ -157,6 +178,7 @@ async function makeUp() {
     for (const [node, output] of Object.entries(done?.outputs ?? {})) {
       if (!told.has(node)) tell(id, done.meta?.[node]?.display_node ?? node, output);
     }
+    settle(id, done?.status?.status_str === "success");
     if (!queue.queue_running.some(isOurs)) end();
   }
   // An idle server sends no other status.
@@ -177,7 +199,9 @@ app.registerExtension({
     });
     for (const kind of ENDS) {
       api.addEventListener(kind, ({ detail }) => {
-        if (!runs.get(detail.prompt_id)?.gap) runs.delete(detail.prompt_id);
+        const run = detail.prompt_id;
+        if (!runs.get(run)?.gap) runs.delete(run);
+        settle(run, kind === SUCCESS);
         end();
       });
     }
