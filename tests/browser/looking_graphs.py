@@ -156,7 +156,7 @@ def built_in_reflect() -> Graph:
     graph = Graph(f"Try-it-{REFLECT}")
     note = graph.note(
         "## Try it: reflect until right\n\nPress **Run**. The built-in model draws four shapes in a few steps, too few to be right every time. Its "
-        "encoder looks at the picture and says what is wrong, and it is edited or drawn again, until it is right or the **rounds** are used.\n\nThe node "
+        "encoder looks at the picture and says what is wrong, and it is edited or drawn again, until it is right, a round does not help or the **rounds** are used.\n\nThe node "
         "shows the rounds: a click tells what was said of one, and **Go on from this round** has the next run begin there. With **rounds** at 0 you "
         "see what one shot gives. The LoRA was trained to mend pictures by such words; without it more corrections fail.\n\n" + WORLD,
         ABOUT_BOX,

@@ -350,6 +350,26 @@ def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(ch
     assert chat.texts == ["Again?", "A fox."]
 
 
+def test_a_message_that_was_cancelled_does_not_hold_back_the_next_while_others_wait(chats, canvas):
+    first, second = chats("A fox.", "A bear.")
+    for chat in (first, second):
+        chat.writes("a fox in the snow ", held=True)
+    first.begin("What is it?")
+    expect(first.status).to_have_text("Writing …", timeout=PATIENCE)
+    second.begin("And what is it here?")
+    cancelled = first.run
+    canvas.server.interrupt()
+    expect(first.status).to_contain_text("as it was", timeout=PATIENCE)
+    expect(second.status).to_have_text("Writing …", timeout=PATIENCE)
+    with canvas.page.expect_request("**/prompt"):
+        first.field.press("Enter")
+    assert first.status.inner_text() != "The last message is not answered yet."
+    assert canvas.server.wait(cancelled)["status"]["status_str"] == "error"
+    canvas.server.post("/queue", {"clear": True})
+    second.let_go()
+    expect(second.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+
+
 def test_an_answer_that_came_while_another_workflow_was_open_is_added_when_its_own_is_open_again(chats, canvas):
     [chat] = chats("A fox.")
     chat.field.fill("What is it?")

@@ -120,6 +120,19 @@ def test_rounds_are_shown_and_a_click_tells_what_was_said(loop, canvas):
     assert canvas.errors == []
 
 
+def test_the_wheel_over_what_was_said_scrolls_it_and_not_the_canvas(loop, canvas):
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    details = board(canvas).get_by_role("region")
+    details.evaluate("(box) => { box.textContent = 'a line\\n'.repeat(200) }")
+    details.scroll_into_view_if_needed()
+    scale = canvas.evaluate("app.canvas.ds.scale")
+    details.hover()
+    canvas.page.mouse.wheel(0, 120)
+    canvas.page.wait_for_function("document.querySelector('.omnigen2-rounds [role=region]').scrollTop > 0")
+    assert canvas.evaluate("app.canvas.ds.scale") == scale
+
+
 def test_the_keyboard_goes_from_round_to_round_and_never_reaches_the_canvas(loop, canvas):
     canvas.run()
     canvas.page.wait_for_function(LOADED)

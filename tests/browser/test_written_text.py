@@ -105,6 +105,46 @@ def test_the_rewritten_prompt_outlives_undo_and_is_saved_and_copied_with_the_nod
     assert canvas.errors == []
 
 
+def test_running_with_an_edited_prompt_leaves_the_rewritten_one_to_the_button(folder, canvas):
+    node = canvas.evaluate(MAKE, [folder, "a red fox"])
+    canvas.run()
+    expect(edit_button(canvas)).to_have_attribute("aria-disabled", "false")
+    canvas.evaluate("(id) => { app.graph.getNodeById(id).widgets.find(w => w.name === 'edited').value = 'a blue fox' }", node)
+    canvas.run()
+    edit_button(canvas).click()
+    assert canvas.evaluate(EDITED, node) == "a red fox"
+
+
+def test_a_result_that_was_kept_changes_nothing_on_the_canvas(folder, canvas):
+    """What changed it would queue the next run, where runs follow changes."""
+    canvas.evaluate(MAKE, [folder, "a red fox"])
+    canvas.evaluate("() => { app.graph.nodes.flatMap(n => n.widgets ?? []).filter(w => w.name.startsWith('control')).forEach(w => { w.value = 'fixed' }) }")
+    canvas.run()
+    canvas.evaluate("() => { window.changes = 0; app.api.addEventListener('graphChanged', () => { window.changes += 1 }) }")
+    canvas.run()
+    assert canvas.evaluate("window.changes") == 0
+
+
+def test_text_is_written_on_its_own_node_whatever_is_in_view(folder, canvas):
+    node = canvas.evaluate(MAKE, [folder, "a red fox"])
+    said = canvas.evaluate(
+        """async (id) => {
+            const { dispatchCustomEvent } = app.api, told = [];
+            app.api.dispatchCustomEvent = function (kind, detail) {
+                if (kind === 'progress_text') told.push(detail);
+                return dispatchCustomEvent.call(this, kind, detail);
+            };
+            const hear = (node) => app.api.dispatchEvent(new CustomEvent('omnigen2.text', {detail: {node, prompt_id: 'x', text: 'fox'}}));
+            hear(String(id));
+            hear(`${id}:${id}`);
+            delete app.api.dispatchCustomEvent;
+            return told;
+        }""",
+        node,
+    )
+    assert said == [{"nodeId": str(node), "text": "fox"}], "a node inside of another is not in view"
+
+
 def test_the_tab_key_comes_to_the_button(folder, canvas):
     canvas.evaluate(MAKE, [folder, "a red fox"])
     edit_button(canvas).wait_for()
