@@ -6,7 +6,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from omnigen2_core.nano.drawn import draw_own, load_own
+from omnigen2_core.nano.drawn import HARD, draw_own, load_own
 from omnigen2_core.nano.faults import RIGHT, Spoiled, cells_of, corrections, draw_spoiled, find_faults, leeway, reflection, render_spoiled, touched
 from omnigen2_core.nano.judge import look, look_at_cells, matches
 from omnigen2_core.nano.world import DEFAULT_SIZE, PLACES, Scene, Thing, cell_box, draw_scene, render
@@ -128,5 +128,8 @@ def test_own_pictures_come_back_with_what_the_judge_saw_in_them(tmp_path):
     drawn = load_own(tmp_path)
     assert [d.prompt for d in drawn[:48]] == [d.prompt for d in drawn[48:]], "all are wrong, so all are mended once"
     assert all(d.ground == "white" and not any(cell.thing or cell.doubt for cell in d.cells) for d in drawn)
+    draw_own(Renders(), tmp_path, 5, seed=3, kinds=HARD)
+    both = load_own(tmp_path)
+    assert len(both) > len(drawn) and {len(d.wanted.things) for d in both[len(drawn) :]} == {4}, "kept beside the others"
     missing = [fault for fault in find_faults(drawn[0].wanted, drawn[0].ground, drawn[0].cells) if fault.place is not None]
     assert {fault.wanted for fault in missing} == set(drawn[0].wanted.things)

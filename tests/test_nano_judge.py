@@ -114,7 +114,7 @@ def test_margins_change_sign_where_the_verdict_turns():
             assert cell == look_at_cell(picture, place, spoiled.scene.ground)
             assert (off > 0) == cell.doubt.startswith("nothing of the world")
             if cell == Cell(None):
-                assert there <= 0 and np.isnan([unexplained, colour, kind]).all()
+                assert there < 0 and np.isnan([unexplained, colour, kind]).all()
             elif not cell.doubt:
                 assert there > 0 and kind > 0 > max(unexplained, colour)
             seen[cell.doubt.split(" (")[0]] += 1

@@ -11,7 +11,7 @@ from omnigen2_core.nano import encoder, looking, seeing, train
 from omnigen2_core.nano.drawn import Drawn
 from omnigen2_core.nano.faults import RIGHT, draw_spoiled
 from omnigen2_core.nano.folder import WEIGHTS
-from omnigen2_core.nano.judge import look_at_cells
+from omnigen2_core.nano.judge import Cell, look_at_cells
 from omnigen2_core.nano.questions import KINDS, ask_about
 from omnigen2_core.nano.tokens import build_tokenizer
 from omnigen2_core.nano.world import PLACES, Scene, Thing, draw_scene
@@ -234,24 +234,36 @@ def test_a_wider_tower_tells_what_the_narrow_one_did(tokenizer, patchwork, monke
     assert differs() < 1e-10
 
 
-def test_a_tower_is_held_to_what_its_teacher_sees_right(tokenizer, patchwork):
-    model, teacher = (small_tower(tokenizer, 96, 256, 4) for _ in range(2))
-    drawn, eyes = [patchwork.view(random.Random(i)) for i in range(4)], seeing.Eyes()
-    views = [seeing.View(view.pixels, None, view.cells) for view in drawn]
-    with torch.no_grad():
-        # No ground and empty cells are seen right, and nothing else.
-        for name, head in eyes.seen.items():
-            head.weight.zero_()
-            head.bias.zero_()[{"ground": -1}.get(name, -2)] = 1.0
-    loss = seeing.seeing_loss(model, eyes, teacher)
-    assert loss(seeing.Sight(views), torch.Generator())[1]["seeing_held"] == 0
+def test_plain_tokens_are_those_of_the_clear_picture_and_one_for_all_that_is_not(tokenizer, patchwork):
+    tower, rng = small_tower(tokenizer, 96, 256, 4), random.Random(3)
+    unclear = [seeing.View(view.pixels, view.ground, (Cell(None, "?"),) * 9) for view in (patchwork.view(rng) for _ in range(3))]
+    plain = seeing.Plain(tower, unclear)
+    clear = seeing.View.of_scene(draw_scene(rng, 3))
+    half = seeing.View(unclear[0].pixels, clear.ground, (Cell(None, "?"), *clear.cells[1:]))
+    tokens, known = plain.tokens([clear, half, seeing.View(clear.pixels, None, clear.cells)])
+    shown, first = tokens.view(3, 36, -1), torch.tensor([0, 1, 6, 7])
+    assert torch.equal(shown[0], tower.look(*preprocess([Image.fromarray(clear.pixels)], encoder.PIXELS)))
+    mean = tower.look(*preprocess([Image.fromarray(view.pixels) for view in unclear], encoder.PIXELS)).view(3, 36, -1).mean(0)
+    assert torch.allclose(shown[1, first], mean[first], atol=1e-6)
+    assert known.view(3, 36).all(1).tolist() == [True, True, False] and not known.view(3, 36)[2].any()
+
+
+def test_a_tower_learns_to_say_what_is_plain(tokenizer, patchwork):
+    model, tower = (small_tower(tokenizer, 96, 256, 4) for _ in range(2))
+    unclear = [seeing.View(view.pixels, view.ground, (Cell(None, "?"),) * 9) for view in (patchwork.view(random.Random(i)) for i in range(3))]
+    loss = seeing.seeing_loss(model, seeing.Eyes(), seeing.Plain(tower, unclear))
+    clear = [seeing.View.of_scene(draw_scene(random.Random(i), 3)) for i in range(4)]
+
+    def unlike(views):
+        return loss(seeing.Sight(views), torch.Generator())[1]["unlike_plain"]
+
+    assert unlike(clear) < 1e-6 < 0.01 < unlike(unclear)
     with torch.no_grad():
         model.visual.merger.mlp[2].bias.add_(1.0)
-    moved = loss(seeing.Sight(views), torch.Generator())[1]
-    assert moved["seeing_held"] > 0.1 and moved["teacher_seen_right"] < 1
-    assert loss(seeing.Sight(drawn), torch.Generator())[1]["seeing_held"] == 0, "held where the teacher is wrong"
-    half = loss(seeing.Sight(views, 0.5), torch.Generator())[0]
-    assert half.item() == pytest.approx(0.5 * loss(seeing.Sight(views), torch.Generator())[0].item())
+    assert unlike(clear) > 0.1
+    assert unlike([seeing.View(view.pixels, None, view.cells) for view in clear]) == 0, "nothing is plain without a ground"
+    half = loss(seeing.Sight(clear, 0.5), torch.Generator())[0]
+    assert half.item() == pytest.approx(0.5 * loss(seeing.Sight(clear), torch.Generator())[0].item())
 
 
 def test_several_processes_see_pictures_of_their_own(patchwork):

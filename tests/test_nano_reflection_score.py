@@ -28,7 +28,13 @@ def make(first, loop, several=(False,) * 3, accepted=False, loop_seconds=1.0, le
     """A trial with results 0 or 1; the n-th seed ends after n seconds."""
     tries = tuple(Try(bool(right), loop_seconds) for right in (first, loop, loop))
     best = tuple(Try(bool(right), float(n)) for n, right in enumerate(several, start=1))
-    return Trial(Try(bool(first), 1.0), tries, best, accepted, Stop.SATISFIED, leeway)
+    return Trial(Try(bool(first), 1.0), tries, best, best, accepted, Stop.SATISFIED, leeway)
+
+
+def test_questions_about_scenes_that_training_may_have_seen_are_told_apart():
+    one, two = "large red ring at top; blue background", "large red ring at top, small green cross at left; blue background"
+    said = [Answered("?", about, "yes", answer) for about, answer in ((one, "no"), (two, "yes"), (two, "no"), (two, "yes"), (two, "yes"))]
+    assert reflection_score.answering(said).endswith(" 75.0% of 4")
 
 
 def test_every_figure_counts_what_its_name_says():

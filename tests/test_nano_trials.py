@@ -146,6 +146,14 @@ def test_every_way_pays_for_all_its_drawing_and_looking(monkeypatch):
     assert seconds(trial.best_of) == [n * (draw + studio.VERIFY) for n in (1, 2, 3, 4)]
 
 
+def test_drawn_until_held_right_ends_with_that_picture_and_its_time(monkeypatch):
+    studio = Studio(monkeypatch, lucky=(1,))
+    trial = studio.trial(seeds=4)
+    assert rights(trial.until) == [False, True, True, True]
+    assert seconds(trial.until) == [n * (studio.DRAW + studio.VERIFY) for n in (1, 2, 2, 2)]
+    assert Studio(monkeypatch).trial().until == Studio(monkeypatch).trial().best_of, "no picture is held right"
+
+
 def test_the_first_picture_is_drawn_once_for_all_ways(monkeypatch):
     studio = Studio(monkeypatch)
     studio.trial(seeds=3)

@@ -53,7 +53,7 @@ is decided close to noise, and that is what has to be learnt."""
 class Mix:
     """Samples of each kind in a step, and how often something other than the default size is drawn.
 
-    `corrections` mend faulty pictures of up to `most_things` things.
+    `most_things` is for text to image and edits; the faulty pictures that `corrections` mend have up to four.
     """
 
     text_to_image: int = 28

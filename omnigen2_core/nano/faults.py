@@ -60,8 +60,7 @@ def leeway(wanted: Scene, picture: np.ndarray) -> float:
     faults = find_faults(wanted, ground, [cell for cell, _ in examined])
     if faults:
         return float(max(_missed_by(fault.wanted, *examined[fault.place]) for fault in faults))
-    off, _, unexplained, colour, kind = np.abs(np.stack([margins for _, margins in examined], axis=1))
-    return float(np.nanmin([off, unexplained, colour, kind]))
+    return float(np.nanmin(np.abs([margins for _, margins in examined])))
 
 
 def _missed_by(wanted: Thing | None, cell: Cell, margins: np.ndarray) -> float:

@@ -119,9 +119,10 @@ def examine_cell(picture: np.ndarray, place: int, ground_name: str) -> tuple[Cel
     cross = alphas @ (difference @ steps.T)
     square = np.outer((alphas**2).sum(axis=1), (steps**2).sum(axis=1))
     errors = total - 2 * cross + square
+    errors[:, ground] = np.inf  # What has the ground's colour is no thing.
     kind, colour = np.unravel_index(errors.argmin(), errors.shape)
     best = errors[kind, colour]
-    empty = total <= best or colour == ground
+    empty = total <= best
     error = float(np.sqrt(max(total if empty else best, 0.0) / cell.size))
     inside = cell[alphas[kind] > 0.99]
     colour_off = np.abs(inside.mean(axis=0) - _VALUES[colour]).max() if len(inside) else 0.0

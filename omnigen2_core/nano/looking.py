@@ -31,7 +31,7 @@ from .encoder import PIXELS, pad
 from .faults import Spoiled, corrections, draw_spoiled, reflection
 from .judge import Cell
 from .questions import KINDS, ask_about
-from .seeing import Eyes, Sight, Sights, View, Views, faults_of, seeing_loss
+from .seeing import Eyes, Plain, Sight, Sights, View, Views, faults_of, seeing_loss
 from .world import DEFAULT_SIZE, PICTURE_SIZES, Scene, draw_scene
 
 RECIPE = Recipe(
@@ -284,9 +284,10 @@ def is_usual(views: Sequence[View]) -> bool:
     return len(views) == 1 and views[0].pixels.shape[:2] == DEFAULT_SIZE
 
 
-def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
+def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL, plain: Plain | None = None):
     """Next-token loss on what the model should write, what its eyes and middle layers should know, and the hold.
 
+    `plain`: what the tokens of pictures alone are to be.
     What middle layers should know is not asked of a text model that does not move, nor what is seen of a vision tower.
     """
     moves, sees = (any(p.requires_grad for p in part.parameters()) for part in (model.model, model.visual))
@@ -296,7 +297,7 @@ def looking_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL):
             lambda module, given, out, after=after: states.__setitem__(after, out if isinstance(out, Tensor) else out[0])
         )
     cells = torch.tensor([y // 2 * 3 + x // 2 for y in range(6) for x in range(6)])
-    seeing = seeing_loss(model, eyes)
+    seeing = seeing_loss(model, eyes, plain)
     # Other ways to compute attention do not tell the weights.
     model.model.config._attn_implementation = "eager"
     looks: list[Tensor] = []

@@ -29,8 +29,8 @@ SEEN = {"ground": len(COLOURS) + 1, "colour": len(COLOURS) + 2, "shape": len(SHA
 """Classes of what a visual token shows: the ground's colours or none, a thing's attributes, no thing, or an unclear one."""
 FAR, NEAR = 1.5, 0.1
 """Margins beyond the first are all the same; errors of margins below the second count by their square."""
-HOLD = 1.0
-"""What the mean square error of a tower's tokens against its teacher's, as a share of their mean square, counts in the loss."""
+PLAIN = 3.0
+"""What the mean square error of a tower's tokens against plain ones, as a share of these ones' variance, counts in the loss."""
 READING = ("qkv", "gate_proj", "up_proj", "merger.mlp.0")
 """Matrices of a layer that read its input; the others write."""
 NEW_CHANNELS = 0.3
@@ -259,25 +259,56 @@ class Sight:
     kind: ClassVar[str] = "sight"
 
 
-def seeing_loss(model: Qwen2_5_VL, eyes: Eyes, teacher: Qwen2_5_VL | None = None):
-    """What the vision tower's tokens tell of their cells.
+class Plain:
+    """What a vision tower's tokens would be if it passed on what the judge sees, and nothing else.
 
-    With a teacher its tokens are told apart by the same heads, and where they are right the tower's are held to them,
-    so that a text model which reads the teacher's reads the tower's too.
+    A text model that knows a tower makes mistakes where its tokens lie between those of clear things. It makes none
+    where they are those of the clear picture of what is there, and one and the same for whatever is not clear: the
+    mean of the tokens that this tower has for it.
+
+    Args:
+        tower: The tower that the text model knows.
+        views: Pictures of the default size, with unclear cells at every place.
     """
 
+    def __init__(self, tower: Qwen2_5_VL, views: Sequence[View]):
+        self.tower = tower
+        tokens, unclear = self._look([view.pixels for view in views]), self._unclear(views).unsqueeze(-1)
+        self.unclear = (tokens * unclear).sum(0) / unclear.sum(0)
+
+    def tokens(self, views: Sequence[View]) -> tuple[Tensor, Tensor]:
+        """Of pictures of the default size: tokens [views * 36, D], and which of them there are, by whether the ground is known."""
+        clear = [Scene(view.ground or "white", tuple(cell.thing for cell in view.cells if cell.thing)) for view in views]
+        tokens = self._look([render(scene, *DEFAULT_SIZE) for scene in clear])
+        known = torch.tensor([view.ground is not None for view in views])
+        plain = torch.where(self._unclear(views).unsqueeze(-1), self.unclear, tokens)
+        return plain.flatten(0, 1), known.repeat_interleave(plain.shape[1])
+
+    @torch.no_grad()
+    def _look(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        tokens = self.tower.look(*preprocess([Image.fromarray(pixels) for pixels in pictures], PIXELS))
+        return tokens.unflatten(0, (len(pictures), -1))
+
+    @staticmethod
+    def _unclear(views: Sequence[View]) -> Tensor:
+        """[views, 36] bool."""
+        cells = torch.tensor([[bool(cell.doubt) for cell in view.cells] for view in views])
+        return cells.view(-1, 3, 3).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+
+
+def seeing_loss(model: Qwen2_5_VL, eyes: Eyes, plain: Plain | None = None):
+    """What the vision tower's tokens tell of their cells; with `plain` also how far they are from being these."""
+
     def loss(sight: Sight, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        values, grid = preprocess([Image.fromarray(view.pixels) for view in sight.views], PIXELS)
-        visual = model.look(values, grid)
+        visual = model.look(*preprocess([Image.fromarray(view.pixels) for view in sight.views], PIXELS))
         seen, right = eyes.seeing_loss(visual, sight.views)
         figures = {"seeing": seen.item(), "seen_right": all_right(right)}
-        if teacher is not None:
-            with torch.no_grad():
-                told = teacher.look(values, grid)
-            read, known = eyes.seeing_loss(told, sight.views)
-            held = ((visual - told).square().mean(-1) * known).mean() / told.square().mean()
-            seen = seen + read + HOLD * held
-            figures |= {"seeing_held": held.item(), "teacher_seen_right": all_right(known)}
+        if plain is not None:
+            wanted, known = plain.tokens(sight.views)
+            spread = (wanted - wanted.mean(0)).square().mean()
+            unlike = ((visual - wanted).square().mean(-1) * known).mean() / spread
+            seen = seen + PLAIN * unlike
+            figures["unlike_plain"] = unlike.item()
         return seen * sight.share, figures
 
     return loss

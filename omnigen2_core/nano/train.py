@@ -17,7 +17,7 @@ does all of these:
     python -m omnigen2_core.nano.train mend --runs runs --out OmniGen2-nano --workers 2
 
 The first export is what `draw` needs: it keeps pictures of the model's own, from which `look` learns to judge and
-`mend` to follow corrections.
+`mend` to follow corrections. After `mend` there are more of them, as the reflection loop draws them: `draw --hard`.
 
 With `--start FOLDER` a stage begins at the weights of a model folder instead of at random, and parts that have no
 checkpoint in `--runs` are taken from there.
@@ -47,7 +47,7 @@ from ..training import Recipe, Trainer, Workers, add_lora, fast_dtype, save_lora
 from ..transformer import OmniGen2Transformer
 from ..vae import AutoencoderKL
 from . import autoencoder, drawing, encoder, framed, looking, mending, seeing
-from .drawn import draw_own, load_own
+from .drawn import HARD, MIXED, Drawn, draw_own, load_own
 from .folder import WEIGHTS, write_folder
 from .tokens import build_tokenizer
 
@@ -59,8 +59,8 @@ DRAWN = 3600
 VISUAL = "visual."
 """What the names of the vision tower's weights begin with."""
 
-HEADS = 8
-"""Batches of pictures that the heads are fitted to before a tower is held to its teacher."""
+FIRST = 8
+"""Batches of pictures that tell, before a tower is taught, what the one that a text model knows makes of them."""
 
 FOLDER_FILES = {
     "autoencoder": "vae/diffusion_pytorch_model.safetensors",
@@ -156,26 +156,33 @@ def _teacher(held: Path) -> Qwen2_5_VL:
     return OmniGen2Pipeline.from_folder(held, device="cpu").encoder.requires_grad_(False)
 
 
+def _first_views(drawn: Sequence[Drawn], recipe: Recipe) -> list[seeing.View]:
+    rng = random.Random(recipe.seed)
+    return [view for step in range(FIRST) for view in seeing.Sights(drawn).batch(step, rng)[0].views]
+
+
 def train_see(runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None) -> Trainer:
-    """The vision tower alone, on what its tokens show; they are kept to those of the model folder `held` where these are right."""
+    """The vision tower alone, on what its tokens show; they are to be what is plain to a text model that knows that of `held`."""
     model, eyes = _build_encoder(runs, start, looks=False), seeing.Eyes()
     parameters = {f"mllm.visual.{name}": p for name, p in model.visual.named_parameters()}
     parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
     hidden = [name for name in encoder.hidden_matrices(model, "mllm.") if name in parameters]
     drawn = load_own(runs / "drawn")
-    teacher = _teacher(held) if held else None
-    if teacher:
-        rng = random.Random(recipe.seed)
-        seeing.fit_heads(eyes, teacher, [view for step in range(HEADS) for view in seeing.Sights(drawn).batch(step, rng)[0].views])
+    plain = None
+    if held:
+        known, views = _teacher(held), _first_views(drawn, recipe)
+        seeing.fit_heads(eyes, known, views)
+        plain = seeing.Plain(known, views)
     sights = seeing.Sights(drawn, rank=workers.rank, workers=workers.count)
-    loss = seeing.seeing_loss(model.train(), eyes, teacher)
+    loss = seeing.seeing_loss(model.train(), eyes, plain)
     return Trainer(parameters, sights, loss, recipe, runs / "see", hidden=hidden, workers=workers)
 
 
 def train_look(
     runs: Path, recipe: Recipe, workers: Workers, start: Path | None = None, held: Path | None = None, *, moves: str = "all"
 ) -> Trainer:
-    """The whole encoder, its prompts' states held to those that it had, or to those of the model folder `held`.
+    """The whole encoder, its prompts' states held to those that it had, or to those of the model folder `held`; where the tower
+    alone moves, its tokens to what is plain to a text model that knows that of `held`.
 
     `moves`: "eyes" for the vision tower alone, so that states of prompts without pictures stay what they are, "text" for all
     but the tower.
@@ -187,8 +194,10 @@ def train_look(
     parameters = {f"mllm.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     parameters.update({f"eyes.{name}": p for name, p in eyes.named_parameters()})
     mix = {"all": looking.Mix(), "eyes": looking.SEEING_MIX, "text": looking.TEXT_MIX}[moves]
-    examples = looking.Examples(build_tokenizer(), load_own(runs / "drawn"), mix, rank=workers.rank, workers=workers.count)
-    loss = looking.looking_loss(model.train(), eyes, teacher)
+    drawn = load_own(runs / "drawn")
+    plain = seeing.Plain(teacher, _first_views(drawn, recipe)) if held and moves == "eyes" else None
+    examples = looking.Examples(build_tokenizer(), drawn, mix, rank=workers.rank, workers=workers.count)
+    loss = looking.looking_loss(model.train(), eyes, teacher, plain)
     hidden = [name for name in encoder.hidden_matrices(model, "mllm.") if name in parameters]
     return Trainer(parameters, examples, loss, recipe, runs / "look", hidden=hidden, workers=workers)
 
@@ -260,10 +269,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora and mend are trained on it")
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
     parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's learning rates")
-    parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with; see keeps to its vision tower")
+    parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with; where the vision tower alone moves, it learns to say what is plain to this one's text model")
     parser.add_argument("--moves", choices=("all", "eyes", "text"), default="all", help="what look trains: the vision tower, all but it, or both")
+    parser.add_argument("--hard", action="store_true", help="draw keeps pictures as the reflection loop draws them: four things, few steps, with the LoRA of mend")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.hard and options.stage != "draw":
+        parser.error("--hard is for the stage draw; name it.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for stage in [options.stage] if options.stage else STAGES:
         _run_stage(argparse.Namespace(**{**vars(options), "stage": stage}))
@@ -276,7 +288,10 @@ def _run_stage(options: argparse.Namespace) -> None:
         return
     torch.manual_seed(options.seed)
     if options.stage == "draw":
-        draw_own(OmniGen2Pipeline.from_folder(options.out), options.runs / "drawn", DRAWN, options.seed)
+        pipeline = OmniGen2Pipeline.from_folder(options.out)
+        if options.hard:
+            pipeline.load_lora(options.out.parent / "loras" / mending.FILE.name)
+        draw_own(pipeline, options.runs / "drawn", DRAWN, options.seed, HARD if options.hard else MIXED)
         return
     recipe = RECIPES[options.stage]
     recipe = dataclasses.replace(
@@ -314,15 +329,14 @@ def _run_together(options: argparse.Namespace, recipe: Recipe) -> None:
         workers = Workers(options.rank, options.workers, meeting)
         if options.stage == "see":
             train_see(options.runs, recipe, workers, options.start, options.held).run()
-            return
-        if options.stage == "look":
+        elif options.stage == "look":
             train_look(options.runs, recipe, workers, options.start, options.held, moves=options.moves).run()
-            return
-        mends = options.stage == "mend"
-        start = options.out if mends else options.start
-        train_transformer(options.runs, recipe, workers, start, compiled=options.compile, mends=mends).run()
-        if mends and workers.leads:
-            save_lora(trained(options.runs, "mend"), options.out.parent / "loras" / mending.FILE.name)
+        else:
+            mends = options.stage == "mend"
+            start = options.out if mends else options.start
+            train_transformer(options.runs, recipe, workers, start, compiled=options.compile, mends=mends).run()
+            if mends and workers.leads:
+                save_lora(trained(options.runs, "mend"), options.out.parent / "loras" / mending.FILE.name)
     finally:
         for process in others:
             process.terminate() if sys.exc_info()[0] else process.wait()

@@ -22,20 +22,17 @@ from ..chat import reply
 from ..checkpoints import ModelFolder
 from ..conversation import Conversation
 from ..pipeline import OmniGen2Pipeline
+from ..reflection.loop import OVERRULE
 from ..understanding import ask as answer
 from ..vision import PixelConfig
 from . import wording as w
-from .drawn import MENDING
+from .drawn import HARD_STEPS, MENDING
 from .edits import draw_edit
 from .faults import leeway
 from .questions import KINDS, ask
 from .score import Task, judge_task
 from .world import DEFAULT_SIZE, MAX_THINGS, Scene, draw_scene, render
 
-HARD_STEPS = 3
-"""Sampling steps. With the model's own guidance one drawing then has 59 of 100 pictures of four things right (seed 9); with
-two steps it is a quarter. First drawings and corrections are guided alike: at so few steps guidance spoils colours, so
-correcting without it would gain by that alone."""
 ROUNDS = 2
 """Reflections that are followed at most."""
 
@@ -53,6 +50,9 @@ class Tools:
 @lru_cache(maxsize=1)
 def load_tools(folder: Path, steps: int = HARD_STEPS, guided: bool = True, lora: Path | None = None) -> Tools:
     """A model folder at work, on the processor. Its first picture, which takes longer than all others, is drawn.
+
+    First drawings and corrections are guided alike: at so few steps guidance spoils colours, so correcting without it would
+    gain by that alone.
 
     guided: whether it draws with the folder's own guidance, else without any. lora: with which everything is drawn.
     """
@@ -109,7 +109,8 @@ class Try:
 class Trial:
     """One prompt in all ways, from the same first picture.
 
-    `loop` has the result after following 0, 1, ... reflections, the last for ever once it stopped; `best_of` that of 1, 2, ... seeds;
+    `loop` has the result after following 0, 1, ... reflections, the last for ever once it stopped; `best_of` that of 1, 2, ... seeds,
+    and `until` that of as many at most, where the first picture that the verifier holds right is the last;
     `accepted`: whether the loop let the first picture pass; `stop`: why it ended; `leeway`: see `faults.leeway`, of the first
     picture.
     """
@@ -117,6 +118,7 @@ class Trial:
     one_shot: Try
     loop: tuple[Try, ...]
     best_of: tuple[Try, ...]
+    until: tuple[Try, ...]
     accepted: bool
     stop: r.Stop
     leeway: float
@@ -220,7 +222,8 @@ def make_trial(loop: r.Record, several: r.Record, drawer: RememberingDrawer, har
     one_shot = Try(right(first), drawer.seconds(first))
     # Whatever it finds wrong the loop follows at once, so a picture that was not followed up has passed.
     accepted, leeway = len(loop.rounds) == 1, hard.leeway(first)
-    return Trial(one_shot, tuple(tries), tuple(progress(several, drawer, right)), accepted, loop.stop, leeway)
+    drawn = progress(several, drawer, right)
+    return Trial(one_shot, tuple(tries), tuple(drawn), tuple(until_held_right(several, drawn)), accepted, loop.stop, leeway)
 
 
 def _ends(record: r.Record) -> list[bool]:
@@ -238,6 +241,13 @@ def progress(record: r.Record, drawer: RememberingDrawer, right: Callable[[Image
         seconds += drawer.seconds(entry.picture) + looking
         tries.append(Try(right(best.picture), seconds))
     return tries
+
+
+def until_held_right(several: r.Record, drawn: Sequence[Try]) -> list[Try]:
+    """What `progress` tells of seeds one after the other, had they ended with the first picture that the verifier holds right."""
+    right = (i for i, entry in enumerate(several.rounds) if entry.score.least >= OVERRULE)
+    last = next(right, len(drawn) - 1)
+    return [drawn[min(i, last)] for i in range(len(drawn))]
 
 
 def _keep(folder: Path, name: str, record: r.Record, right: Callable[[Image.Image], bool]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ BEST_PROMPT, BEST_SEED, BEST_SCENE = REFLECT_PROMPT, 35, REFLECT_SCENE
 # The pictures beside the templates for the published weights, which the built-in model draws in their place: for each
 # the words that take the place of the template's, what it is shown, and settings other than the built-in model's own.
 CROSS_AND_RING = (
-    "A large white cross on the left, a small orange diamond at the top, a large green ring in the middle and a small red triangle at the bottom right "
+    "A large white cross on the left, a small orange square at the top, a large green ring in the middle and a small red triangle at the bottom right "
     "on a black background"
 )
 THUMBNAILS = {

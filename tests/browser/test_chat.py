@@ -356,8 +356,8 @@ def test_a_message_that_was_cancelled_does_not_hold_back_the_next_while_others_w
         chat.writes("a fox in the snow ", held=True)
     first.begin("What is it?")
     expect(first.status).to_have_text("Writing …", timeout=PATIENCE)
-    second.begin("And what is it here?")
     cancelled = first.run
+    second.begin("And what is it here?")
     canvas.server.interrupt()
     expect(first.status).to_contain_text("as it was", timeout=PATIENCE)
     expect(second.status).to_have_text("Writing …", timeout=PATIENCE)

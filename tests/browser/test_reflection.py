@@ -127,9 +127,9 @@ def test_the_wheel_over_what_was_said_scrolls_it_and_not_the_canvas(loop, canvas
     details.evaluate("(box) => { box.textContent = 'a line\\n'.repeat(200) }")
     details.scroll_into_view_if_needed()
     scale = canvas.evaluate("app.canvas.ds.scale")
-    details.hover()
+    details.click()
     canvas.page.mouse.wheel(0, 120)
-    canvas.page.wait_for_function("document.querySelector('.omnigen2-rounds [role=region]').scrollTop > 0")
+    canvas.page.wait_for_function("document.querySelector('.omnigen2-rounds [role=region]').scrollTop > 0", timeout=PATIENCE)
     assert canvas.evaluate("app.canvas.ds.scale") == scale
 
 

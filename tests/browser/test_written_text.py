@@ -120,6 +120,7 @@ def test_a_result_that_was_kept_changes_nothing_on_the_canvas(folder, canvas):
     canvas.evaluate(MAKE, [folder, "a red fox"])
     canvas.evaluate("() => { app.graph.nodes.flatMap(n => n.widgets ?? []).filter(w => w.name.startsWith('control')).forEach(w => { w.value = 'fixed' }) }")
     canvas.run()
+    canvas.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
     canvas.evaluate("() => { window.changes = 0; app.api.addEventListener('graphChanged', () => { window.changes += 1 }) }")
     canvas.run()
     assert canvas.evaluate("window.changes") == 0
