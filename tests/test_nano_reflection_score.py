@@ -163,10 +163,11 @@ def test_the_figure_shows_every_way_with_its_points():
     made = [make(number % 2, number % 3 > 0, (number % 2, number % 5 > 1, 1)) for number in range(30)]
     root = ElementTree.fromstring(reflection_score.draw_figure(made))
     tag = "{http://www.w3.org/2000/svg}"
-    assert len(root.findall(f"{tag}polyline")) == 3
-    assert len(root.findall(f"{tag}circle")) == len(root.findall(f"{tag}line")) == 3 + 3 + 1
+    assert len(root.findall(f"{tag}polyline")) == 4
+    assert len(root.findall(f"{tag}circle")) == len(root.findall(f"{tag}line")) == 3 + 3 + 3 + 1
     told = [text.text for text in root.findall(f"{tag}text")]
-    assert {"best of N", "reflection to round N", "one shot"} <= set(told) and any("30 prompts" in text for text in told if text)
+    ways = {"best of N", "reflection to round N", "drawn until held right, N at most", "one shot"}
+    assert ways <= set(told) and any("30 prompts" in text for text in told if text)
 
 
 def test_the_report_tells_rates_times_and_why_loops_ended():
