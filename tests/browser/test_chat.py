@@ -361,7 +361,7 @@ def test_a_message_that_was_cancelled_does_not_hold_back_the_next_while_others_w
     canvas.server.interrupt()
     expect(first.status).to_contain_text("as it was", timeout=PATIENCE)
     expect(second.status).to_have_text("Writing …", timeout=PATIENCE)
-    with canvas.page.expect_request("**/prompt"):
+    with canvas.page.expect_request("**/prompt", timeout=PATIENCE):
         first.field.press("Enter")
     assert first.status.inner_text() != "The last message is not answered yet."
     assert canvas.server.wait(cancelled)["status"]["status_str"] == "error"
