@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ...omnigen2_core.images import to_pil
+from ...omnigen2_core.images import content_mark, to_pil
 
 FOLDER = "omnigen2_chat"
 """Below the output folder."""
@@ -29,7 +28,7 @@ class ChatPictures:
 
     def show(self, picture: Image.Image) -> str:
         """The name of an RGB picture of the user. It follows from the pixels, so that no picture is kept twice."""
-        name = f"{FOLDER}/shown_{_content(picture)[:24]}.png"
+        name = f"{FOLDER}/shown_{content_mark(picture)[:24]}.png"
         self._shown[name] = picture
         return name
 
@@ -64,15 +63,10 @@ def save_drawn(images: torch.Tensor, node: type[io.ComfyNode]) -> list[str]:
     """
     names = []
     for image in images:
-        prefix = f"{FOLDER}/drawn_{_content(to_pil(image))[:12]}"
+        prefix = f"{FOLDER}/drawn_{content_mark(to_pil(image))[:12]}"
         [file] = ui.ImageSaveHelper.save_images(image[None], prefix, io.FolderType.output, node)
         names.append("/".join([*Path(file["subfolder"]).parts, file["filename"]]))
     return names
-
-
-def _content(picture: Image.Image) -> str:
-    """Tells a picture from another by its pixels, as hex digits."""
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def _path(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -15,7 +14,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ...omnigen2_core.errors import ReflectionError
-from ...omnigen2_core.images import to_image_tensor, to_rgb
+from ...omnigen2_core.images import content_mark, to_image_tensor, to_rgb
 from ...omnigen2_core.reflection import Record, Round, Stage, Task, from_dict, to_dict
 from .page import tell_page
 
@@ -62,7 +61,7 @@ class Rounds:
 
     def values(self) -> dict[str, Any]:
         """The transcript, with the names of the pictures below the output folder, and marks of the references."""
-        marks = [_mark(picture) for picture in self.record.task.references]
+        marks = [content_mark(picture)[:16] for picture in self.record.task.references]
         return {**to_dict(self.record), "pictures": list(self.names), "reference_marks": marks}
 
     def to_json(self) -> str:
@@ -75,7 +74,7 @@ class Rounds:
             image = (to_image_tensor(entry.picture) * 255.0 + 0.5) / 255.0
             # The content is in the name: in the output folder of another machine, or in one that was emptied, a name
             # would else soon stand for another picture.
-            prefix = f"{FOLDER}/round_{_mark(entry.picture)[:12]}"
+            prefix = f"{FOLDER}/round_{content_mark(entry.picture)[:12]}"
             [file] = ui.ImageSaveHelper.save_images(image, prefix, io.FolderType.output, self.node)
             self.names.append("/".join([*Path(file["subfolder"]).parts, file["filename"]]))
 
@@ -103,7 +102,7 @@ def picked_record(task: Task, earlier: str, pick: int, judge: str) -> tuple[Reco
             "set pick to -1 to draw anew."
         )
     same = values.get("instruction") == task.instruction
-    if same and values.get("reference_marks") == [_mark(picture) for picture in task.references]:
+    if same and values.get("reference_marks") == [content_mark(picture)[:16] for picture in task.references]:
         in_place_of_pictures = [Image.new("RGB", (1, 1))] * len(names)
         listed = from_dict(values, in_place_of_pictures, task.references)
         if listed.rounds[pick].settings.get("judge", judge) == judge:
@@ -180,8 +179,3 @@ def _open(name: str) -> Image.Image:
             f"The picture {name[:120]!r} of an earlier round cannot be read ({type(error).__name__}); set pick to -1 to "
             "draw anew."
         ) from error
-
-
-def _mark(picture: Image.Image) -> str:
-    """Tells a reference from another by its pixels."""
-    return hashlib.sha256(f"{picture.size}".encode() + to_rgb(picture).tobytes()).hexdigest()[:16]

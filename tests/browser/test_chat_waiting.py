@@ -1,0 +1,170 @@
+"""How a chat waits for its answer, and finds it, while messages, other runs and other workflows come between."""
+
+from __future__ import annotations
+
+import json
+
+from browser_harness import PATIENCE
+from playwright.sync_api import expect
+
+
+def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow ", held=True)
+    chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.field.fill("And where?")
+    chat.field.press("Enter")
+    assert chat.status.inner_text() == "The last message is not answered yet."
+    chat.let_go()
+    canvas.page.wait_for_function("window.chatEnd")
+    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert chat.texts[0] == "What is it?" and chat.field.input_value() == "And where?" and chat.status.inner_text() == ""
+    assert canvas.server.get("/queue")["queue_pending"] == []
+
+
+def test_of_two_messages_that_were_queued_together_the_first_is_answered_and_the_second_says_why_not(chats, canvas):
+    """By the button that runs the workflow, which a chat does not hold back."""
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow ", held=True)
+    chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.field.fill("And where?")
+    canvas.evaluate("app.queuePrompt(0, 1)")
+    chat.let_go()
+    canvas.page.wait_for_function("document.querySelector('[data-omnigen2-chat] [role=status]').textContent.includes('changed since')")
+    assert chat.texts[0] == "What is it?" and len(chat.texts) == 2 and chat.field.input_value() == "And where?"
+
+
+def test_the_next_message_can_be_typed_while_the_server_has_not_taken_the_last(chats, canvas):
+    [chat] = chats("A fox.")
+    sent = []
+    canvas.page.route("**/prompt", lambda request: sent.append(request))
+    try:
+        with canvas.page.expect_request("**/prompt"):
+            chat.begin("What is it?")
+        chat.field.fill("And where?")
+        chat.field.press("Enter")
+        assert chat.status.inner_text() == "The last message is not answered yet."
+    finally:
+        for request in sent:
+            request.continue_()
+        canvas.page.unroute("**/prompt")
+    canvas.page.wait_for_function("window.chatEnd")
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == "And where?"
+
+
+def test_a_status_that_is_older_than_the_message_does_not_end_the_wait(chats, canvas):
+    """Of the run before: the server was idle when it sent it."""
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow ", held=True)
+    sent = []
+    late = "app.api.dispatchCustomEvent('status', {exec_info: {queue_remaining: 0}})"
+    canvas.page.route("**/prompt", lambda request: sent.append(request))
+    try:
+        with canvas.page.expect_request("**/prompt"):
+            chat.begin("What is it?")
+        canvas.evaluate(late)
+        chat.field.press("Enter")
+        assert chat.status.inner_text() == "The last message is not answered yet."
+    finally:
+        with canvas.page.expect_response("**/prompt"):
+            for request in sent:
+                request.continue_()
+        canvas.page.unroute("**/prompt")
+    canvas.evaluate(late)
+    canvas.page.wait_for_timeout(300)
+    chat.field.press("Enter")
+    assert chat.status.inner_text() == "The last message is not answered yet."
+    chat.let_go()
+    assert chat.end() == "execution_success" and chat.texts[0] == "What is it?"
+    assert len(chat.texts) == 2 and canvas.server.get("/queue")["queue_pending"] == []
+
+
+def test_an_answer_finds_its_chat_though_the_next_message_was_typed_and_another_workflow_looked_at(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow ", held=True)
+    chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.field.fill("And where?")
+    canvas.evaluate("() => { window.own = app.extensionManager.workflow.activeWorkflow }")
+    canvas.reset()
+    chat.let_go()
+    canvas.page.wait_for_function("window.chatEnd")
+    canvas.evaluate("async () => { await app.loadGraphData(window.own.activeState, true, true, window.own) }")
+    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert chat.texts[0] == "What is it?" and chat.field.input_value() == "And where?"
+
+
+def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.set("width", 1)
+    with canvas.page.expect_response("**/prompt") as answered:
+        chat.begin("What is it?")
+    assert answered.value.status == 400
+    canvas.page.wait_for_function("app.lastNodeErrors")
+    chat.set("width", 64)
+    assert chat.send("What is it?") == "execution_success"
+    assert chat.texts == ["What is it?", "A fox."]
+
+
+def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow ", held=True)
+    chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    canvas.evaluate("app.queuePrompt(0, 1)")
+    assert len(canvas.server.get("/queue")["queue_pending"]) == 1
+    canvas.server.post("/queue", {"clear": True})
+    canvas.server.interrupt()
+    expect(chat.status).to_contain_text("as it was", timeout=PATIENCE)
+    chat.writes("A fox.")
+    chat.begin("Again?")
+    for _ in range(PATIENCE // 200):  # the page asks the server whether it is idle before it takes another
+        if canvas.evaluate("window.chatRun"):
+            break
+        canvas.page.wait_for_timeout(200)
+        chat.field.press("Enter")
+    assert chat.end() == "execution_success"
+    assert chat.texts == ["Again?", "A fox."]
+
+
+def test_a_message_that_was_cancelled_does_not_hold_back_the_next_while_others_wait(chats, canvas):
+    first, second = chats("A fox.", "A bear.")
+    for chat in (first, second):
+        chat.writes("a fox in the snow ", held=True)
+    first.begin("What is it?")
+    expect(first.status).to_have_text("Writing …", timeout=PATIENCE)
+    cancelled = first.run
+    second.begin("And what is it here?")
+    canvas.server.interrupt()
+    expect(first.status).to_contain_text("as it was", timeout=PATIENCE)
+    expect(second.status).to_have_text("Writing …", timeout=PATIENCE)
+    with canvas.page.expect_request("**/prompt", timeout=PATIENCE):
+        first.field.press("Enter")
+    assert first.status.inner_text() != "The last message is not answered yet."
+    assert canvas.server.wait(cancelled)["status"]["status_str"] == "error"
+    canvas.server.post("/queue", {"clear": True})
+    second.let_go()
+    expect(second.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+
+
+def test_an_answer_that_came_while_another_workflow_was_open_is_added_when_its_own_is_open_again(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.field.fill("What is it?")
+    saved = canvas.workflow()
+    canvas.reset()
+    turns = [{"role": "user", "text": "What is it?", "images": []}, {"role": "assistant", "text": "A fox.", "images": []}]
+    answer = {
+        "before": "",
+        "message": "What is it?",
+        "conversation": json.dumps({"format": "omnigen2-conversation", "version": 1, "turns": turns}),
+    }
+    canvas.evaluate(
+        """([id, answer]) => app.api.dispatchCustomEvent('executed', {
+            node: String(id), display_node: String(id), prompt_id: 'none', output: {omnigen2_chat: [answer]},
+        })""",
+        [chat.node, answer],
+    )
+    canvas.load(saved)
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == ""
