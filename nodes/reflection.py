@@ -62,9 +62,10 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     default=Redraw.AUTO.value,
                     tooltip="How a correction is carried out. edit: the last picture is edited, with the correction as "
                     "the prompt. draw again: a new picture from the prompt and the correction. auto: colours and other "
-                    "details are edited, places and numbers drawn again (weights that were fine-tuned to reflect edit "
-                    "first whatever it is); where that does not make the picture right, the other way too, and where "
-                    "neither makes it better, drawn again once more.",
+                    "details are edited, places and numbers drawn again; where that does not make the picture right, "
+                    "the other way too, and where neither makes it better, drawn again once more. Weights that were "
+                    "fine-tuned to reflect learnt corrections as edits: with auto they edit first whatever it is, and "
+                    "what they draw again follows the prompt alone.",
                 ),
                 io.Combo.Input(
                     "reflect_by",
@@ -73,15 +74,16 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     tooltip="prompted: a fixed question, for the published weights. trained: for weights that were "
                     "fine-tuned to reflect. auto: what the loaded weights are made for.",
                 ),
-                _edit_guidance("text"),
-                _edit_guidance("image"),
+                _edit_guidance("text", 20.0),
+                _edit_guidance("image", 10.0),
                 _judge_input(),
                 io.Int.Input(
                     "pick",
                     default=-1,
                     min=-1,
                     max=9999,
-                    tooltip="The earlier round to go on from, the first being 0; a click on the node sets it. -1 draws anew.",
+                    tooltip="The earlier round to go on from, the first being 0. The button below the rounds on the node sets it. -1 "
+                    "draws anew.",
                 ),
                 io.String.Input(
                     "earlier_rounds",
@@ -102,7 +104,7 @@ class OmniGen2ReflectionLoop(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The pictures of all rounds as a list, in their order.",
                 ),
-                *_transcript_outputs(),
+                *_transcript_outputs("earlier_rounds"),
             ],
         )  # fmt: skip
 
@@ -208,7 +210,7 @@ class OmniGen2BestOfN(io.ComfyNode):
                 io.Int.Output(
                     "seeds", display_name="seeds", is_output_list=True, tooltip="The seed of each of them."
                 ),
-                *_transcript_outputs(),
+                *_transcript_outputs("earlier_rounds of OmniGen2 Reflection Loop, where picture 1 is pick 0"),
             ],
         )  # fmt: skip
 
@@ -236,7 +238,7 @@ class OmniGen2BestOfN(io.ComfyNode):
             [entry.seed for entry in ranked],
             to_text(record, _picture_name),
             shown.to_json(),
-            notes=filter(None, [*(entry.score.note for entry in record.rounds), *drawer.notes]),
+            notes=[*_notes_on_scores(record), *drawer.notes],
             **{ROUNDS: [shown.values()]},
         )
 
@@ -281,29 +283,30 @@ def _judge_input() -> io.Combo.Input:
     )
 
 
-def _edit_guidance(kind: str) -> io.Float.Input:
+def _edit_guidance(kind: str, most: float) -> io.Float.Input:
     return io.Float.Input(
         f"edit_{kind}_guidance",
         default=AS_FIRST,
         min=0.0,
-        max=20.0,
+        max=most,
         step=0.1,
         advanced=True,
         tooltip=f"The {kind} guidance where a picture is edited to correct it, if it is to be another than that of the "
-        "first drawing. 0: the same. 1: none.",
+        "first drawing. 0: the same. Above 0 up to 1: none.",
     )
 
 
-def _transcript_outputs() -> list[io.Output]:
+def _transcript_outputs(uses: str) -> list[io.Output]:
+    """Outputs of what was made and said; uses: what the JSON is also for."""
     return [
         io.String.Output(
-            "transcript", display_name="transcript", tooltip="What was drawn and said in each round, to read."
+            "transcript", display_name="transcript", tooltip="What was drawn and said of each picture, to read."
         ),
         io.String.Output(
             "json",
             display_name="json",
-            tooltip="The same as JSON, with score, seed, settings and time of each round and the files of the "
-            "pictures; also for earlier_rounds.",
+            tooltip="The same as JSON, with score, seed, settings and time of each picture and the files of the "
+            f"pictures; also for {uses}.",
         ),
     ]
 
@@ -333,6 +336,14 @@ def _prepare(
 def _picture_name(index: int) -> str:
     """As web/js/reflection.js names the pictures of OmniGen2 Best of N."""
     return f"picture {index + 1}"
+
+
+def _notes_on_scores(record: Record) -> list[str]:
+    """What could not be judged, and of which pictures where it is not the same of all."""
+    notes = [entry.score.note for entry in record.rounds]
+    if len(set(notes)) == 1:
+        return list(filter(None, notes[:1]))
+    return [f"{_picture_name(index).capitalize()}: {note}" for index, note in enumerate(notes) if note]
 
 
 def _images(entries: list[Round]) -> list[torch.Tensor]:

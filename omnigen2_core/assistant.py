@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import CheckpointError, PromptError, ReferenceImageError
 from .generation import GREEDY, Sampler, Sampling, TextStream, readable
 from .images import to_rgb
-from .mllm import VISION_MISSING, Qwen2_5_VL, encode_text, encode_with_images, generate_tokens
+from .mllm import VISION_MISSING, Qwen2_5_VL, encode_text, encode_with_images, generate_tokens, last_states
 from .prompts import OmniGen2Tokenizer
 from .vision import PixelConfig, preprocess, token_counts
 
@@ -164,6 +164,16 @@ class Assistant:
         return [Answer(readable(self.tokenizer, row), tuple(row), bool(row) and row[-1] in stop) for row in rows]
 
     @torch.no_grad()
+    def first_log_probabilities(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Tensor:
+        """fp32 log-probabilities [B, vocabulary] of the token that the answer after each template would begin with.
+
+        One forward pass, in which nothing is written. Raises what `prepare` raises.
+        """
+        prompt = self.prepare(chats, images)
+        hidden = self.model(prompt.ids, prompt.mask, grid=prompt.grid, visual=prompt.visual)
+        return self.model.logits(last_states(hidden, prompt.mask)).float().log_softmax(dim=-1)
+
+    @torch.no_grad()
     def encode(self, chat: str, images: Sequence[Image.Image] = ()) -> tuple[Tensor, Tensor]:
         """One template as the diffusion transformer reads it in the chat pipeline: hidden [1, K, D] and mask [1, K].
 
@@ -180,9 +190,14 @@ class Assistant:
         limit = self.model.config.text["max_position_embeddings"]
         length = prompt.ids.shape[1]
         if length + max_new_tokens > limit:
+            advice = (
+                f"Lower max_length to {limit - length} or less."
+                if length < min(max_new_tokens, limit)
+                else "Shorten it, or use fewer or smaller images."
+            )
             raise PromptError(
                 f"The prompt with its images has {length} tokens, which with {max_new_tokens} for the answer is more "
-                f"than the {limit} that the model reads. Shorten it, or use fewer or smaller images."
+                f"than the {limit} that the model reads. {advice}"
             )
 
 

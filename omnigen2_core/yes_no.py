@@ -10,13 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import Sequence
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from .assistant import Assistant
+from .assistant import Assistant, OnStep
 from .errors import CheckpointError
-from .mllm import Qwen2_5_VL, last_states
 from .prompts import OmniGen2Tokenizer, chat_prompt
 
 YES_FORMS = ("yes", "Yes", "YES", " yes", " Yes")
@@ -62,21 +59,13 @@ def _beginnings(tokenizer: OmniGen2Tokenizer, forms: Sequence[str]) -> set[int]:
     return {row[0] for row in rows if len(row) == 1} or {row[0] for row in rows}
 
 
-@torch.no_grad()
-def next_token_log_probabilities(
-    model: Qwen2_5_VL, ids: Tensor, mask: Tensor, visual: Tensor | None = None, grid: Tensor | None = None
-) -> Tensor:
-    """fp32 log-probabilities [B, vocabulary] of the token after prompts padded on either side.
-
-    `visual` is what the model's `look` gives for the images of `grid`. Raises PromptError when image tokens and images
-    do not match.
-    """
-    hidden = last_states(model(ids, mask, grid=grid, visual=visual), mask)
-    return model.logits(hidden).float().log_softmax(dim=-1)
-
-
 def ask_yes_no(
-    assistant: Assistant, questions: Sequence[str], images: Sequence[Sequence[Image.Image]], *, batch: int = 4
+    assistant: Assistant,
+    questions: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    *,
+    batch: int = 4,
+    on_step: OnStep | None = None,
 ) -> list[YesNo]:
     """Each question, put in the chat template with its own images, and how likely its answer begins with yes or no.
 
@@ -85,6 +74,7 @@ def ask_yes_no(
         questions: Texts that can be answered by yes or no.
         images: For every question its pictures, of any mode and size; may be empty.
         batch: Questions in one forward pass. Every one carries its own images, which memory has to hold.
+        on_step: Called before every pass with the number of tokens written, which is 0. May raise to cancel.
 
     Raises:
         CheckpointError: The model cannot see, or the tokenizer cannot tell yes from no.
@@ -95,10 +85,11 @@ def ask_yes_no(
     asked = list(zip(questions, images, strict=True))
     results: list[YesNo] = []
     for start in range(0, len(asked), batch):
+        if on_step is not None:
+            on_step(0)
         some = asked[start : start + batch]
         chats = [chat_prompt(question, len(own)) for question, own in some]
-        prompt = assistant.prepare(chats, [own for _, own in some])
-        log = next_token_log_probabilities(assistant.model, prompt.ids, prompt.mask, prompt.visual, prompt.grid)
+        log = assistant.first_log_probabilities(chats, [own for _, own in some])
         pairs = zip(log[:, yes].logsumexp(dim=1).tolist(), log[:, no].logsumexp(dim=1).tolist())
         # Rounding may leave the logarithm of a certainty a little above 0.
         results += [YesNo(min(0.0, log_yes), min(0.0, log_no)) for log_yes, log_no in pairs]

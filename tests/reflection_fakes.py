@@ -5,9 +5,12 @@ A picture's red value, 0..100, is how good it is; the verifier sees that, and no
 
 from PIL import Image
 
+from omnigen2_core.reflection.loop import reflect
 from omnigen2_core.reflection.opinion import Reflection, Scope
 from omnigen2_core.reflection.score import Check, Score
+from omnigen2_core.reflection.task import Task
 
+TASK = Task("a red circle")
 FAULT = Reflection.wrong("the circle is blue", "Make the circle red", Scope.ATTRIBUTE)
 MISPLACED = Reflection.wrong("the circle is on the left", "Move the circle to the right", Scope.LAYOUT)
 RIGHT = Reflection.satisfied()
@@ -55,6 +58,8 @@ class ScriptedReflector:
 class QualityVerifier:
     """Scores a picture by its quality; side by side it prefers what `preference` says. Qualities in `blind` get no score."""
 
+    questions = ("Is it good?",)
+
     def __init__(self, preference=None, blind=()):
         self.preference = preference
         self.blind = blind
@@ -67,8 +72,19 @@ class QualityVerifier:
 
     def score(self, image):
         quality = quality_of(image)
-        return Score((Check("Is it good?", None if quality in self.blind else quality / 100),))
+        return Score((Check(*self.questions, None if quality in self.blind else quality / 100),))
 
     def prefer(self, first, second):
         self.compared.append((quality_of(first), quality_of(second)))
         return self.preference
+
+
+def run(qualities, *reflections, verifier=None, task=TASK, **options):
+    """A finished run over scripted pictures, and the drawer that made them."""
+    drawer = ScriptedDrawer(*qualities)
+    record = reflect(task, drawer, ScriptedReflector(*reflections), verifier or QualityVerifier(), **options)
+    return record, drawer
+
+
+def qualities(record):
+    return [quality_of(entry.picture) for entry in record.rounds]

@@ -153,7 +153,7 @@ def test_own_tasks_are_judged_by_the_encoder_that_sees_references_and_picture(tm
     file.write_text(json.dumps([{"prompt": "make it blue", "references": ["a.png"]}]))
     asked = []
 
-    def ask(assistant, questions, images, *, batch):
+    def ask(assistant, questions, images, **_):
         asked.append((questions, images))
         return [YesNo(-0.1, -3.0) if images[0][-1].getpixel((0, 0)) == (0, 0, 255) else YesNo(-3.0, -0.1)]
 

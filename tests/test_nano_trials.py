@@ -57,7 +57,7 @@ class Studio:
         self.clock = Clock()
         monkeypatch.setattr("time.perf_counter", self.clock)
         self.hard = draw_hard(5, 0)
-        self.lucky, self.sees, self.spoils = lucky, sees, spoils
+        self.lucky, self.sees, self.spoils, self.questions = lucky, sees, spoils, ("?",)
         self.drawn, self.looked = [], []
 
     def draw(self, prompt, references, seed):

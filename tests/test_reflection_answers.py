@@ -124,6 +124,21 @@ def test_lettering_in_another_script_may_be_quoted():
     assert reflection.verdict is Verdict.UNSATISFIED
 
 
+@pytest.mark.parametrize("named", ["image 2", "Image #2", "the second image", "the picture 2", "<img2>", "image (2)"])
+def test_the_picture_in_question_has_no_number_for_whoever_draws(named):
+    said = f"VERDICT: WRONG\nPROBLEM: the hat in {named} is blue\nKIND: ATTRIBUTE\nFIX: Make the hat in {named} as in image 1"
+    reflection = PromptedReflector(ScriptedAnswers(said))(Task("his hat, red", (picture(1),)), picture(5))
+    assert reflection.correction == "Make the hat in the picture as in image 1"
+    assert "2" not in reflection.problem and "second" not in reflection.problem and reflection.answers == (said,)
+
+
+def test_numbers_of_references_and_of_things_stay():
+    fix = "Add 2 dogs to the image, 20 pixels apart, as image 1 and image 2 and images 20 show"
+    said = f"VERDICT: WRONG\nPROBLEM: no dogs\nKIND: LAYOUT\nFIX: {fix}"
+    for references in ((), (picture(1), picture(2))):
+        assert PromptedReflector(ScriptedAnswers(said))(Task("dogs", references), picture(5)).correction == fix
+
+
 def test_token_names_in_a_correction_cannot_act_as_tokens_later():
     reflection, _ = said(WRONG + "<|vision_start|><|image_pad|><|<|img|>im_end|>")
     assert reflection.correction == "Make the circle red"
@@ -252,8 +267,10 @@ def test_requirements_that_the_instruction_does_not_name_are_dropped():
     assert AskedRequirements(ask)(TASK) == ["Is there a red circle?"]
 
 
-def test_requirements_of_an_instruction_in_another_script_are_trusted():
-    assert AskedRequirements(ScriptedAnswers("Is there a red circle?"))(Task("红色圆形")) == ["Is there a red circle?"]
+@pytest.mark.parametrize("instruction", ["红色圆形", "Une table rouge avec une orange et trois pommes"])
+def test_requirements_of_an_instruction_in_another_language_are_trusted(instruction):
+    questions = ["Is there a red table?", "Are there three apples on the table?"]
+    assert AskedRequirements(ScriptedAnswers("\n".join(questions)))(Task(instruction)) == questions
 
 
 def test_there_are_only_so_many_requirements():

@@ -183,6 +183,19 @@ def test_cancel_in_the_middle_of_the_words_keeps_the_picture(assistant, drawer, 
     assert len(record.rounds) == 1 and not record.best.judged and record.stop is Stop.INTERRUPTED
 
 
+def test_cancel_between_two_passes_of_yes_and_no(assistant):
+    begun = []
+
+    def stop(step):
+        begun.append(step)
+        if len(begun) == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        model_looker(assistant, batch=1, on_step=stop).yes_no(QUESTIONS, [[picture(1)]] * 3)
+    assert begun == [0, 0]
+
+
 def test_cancel_in_the_middle_of_the_second_picture_keeps_the_first(pipeline, assistant, verifier):
     steps = []
 

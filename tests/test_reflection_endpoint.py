@@ -37,6 +37,10 @@ def answer(text):
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
 
 
+def cut_off(text):
+    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "length"}]}).encode()
+
+
 class Server(ThreadingHTTPServer):
     """Answers every request by `reply`: (status, headers, body), or a function of the handler that returns them or None.
 
@@ -230,6 +234,29 @@ def test_a_failure_for_another_reason_is_not_asked_again(server):
     assert len(server.requests) == 2
 
 
+def test_a_judge_that_says_nothing_has_no_answer_and_fails_nothing(server):
+    server.reply = (200, {}, answer(None))
+    looker = Endpoint(server.url, "eyes").looker()
+    score = QuestionVerifier(looker, lambda task: ["Is it red?"]).examiner(Task("a red circle")).score(picture(5))
+    assert score.value is None and "1 of 1 questions got neither yes nor no" in score.note
+
+
+@pytest.mark.parametrize("thoughts", [None, "", "<think>Is it red? Let me"])
+def test_thoughts_that_leave_no_room_for_an_answer_get_more(server, thoughts):
+    def reply(handler):
+        short = settings_of(handler.server.requests[-1])["max_tokens"] == 512
+        return (200, {}, cut_off(thoughts)) if short else (200, {}, answer("<think>It is\nred.</think>\n\nYes."))
+
+    server.reply = reply
+    assert Endpoint(server.url, "eyes").looker().ask(["Is it red?", "Is it round?"], [[], []]) == ["Yes."] * 2
+    assert [settings_of(request)["max_tokens"] for request in server.requests] == [512, 4096, 4096]
+
+
+def test_thoughts_without_an_end_are_not_waited_for_again_and_again(server):
+    server.reply = (200, {}, cut_off("<think>Is it red?"))
+    assert ask(server) == "" and len(server.requests) == 2
+
+
 # What goes wrong
 
 
@@ -249,10 +276,11 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(server, mon
     assert server.requests == []
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_is_named_by_its_variable(server, status):
-    server.reply = (status, {}, json.dumps({"error": {"message": f"bad key {KEY}"}}).encode())
-    assert failure(server) == f"The judge at 127.0.0.1 refused the key in {KEY_VARIABLE} (HTTP {status}); check the key."
+@pytest.mark.parametrize(("status", "advice"), [(401, "check the key"), (403, f"may use the model in {MODEL_VARIABLE}")])
+def test_a_refusal_says_why_and_names_the_variable(server, status, advice):
+    server.reply = (status, {}, json.dumps({"error": {"message": f"not with {KEY}"}}).encode())
+    message = failure(server)
+    assert f"HTTP {status}: not with [key]" in message and KEY_VARIABLE in message and advice in message
 
 
 def test_what_a_server_says_of_its_failure_is_passed_on_in_one_line_without_the_key(server):
@@ -273,9 +301,30 @@ def test_a_failure_that_cannot_be_read_is_one_sentence_too(server, rest):
     assert "HTTP 502" in failure(server)
 
 
-def test_too_many_requests(server):
-    server.reply = (429, {}, b"")
-    assert "takes no more requests" in failure(server)
+def busy(server, times, **headers):
+    """Lets the server take no more requests so many times."""
+    server.reply = lambda handler: (
+        (429, headers, json.dumps({"error": {"message": "slow down"}}).encode())
+        if len(server.requests) <= times
+        else (200, {}, answer("yes"))
+    )
+
+
+def test_a_server_that_is_busy_is_asked_again_as_it_says(server, monkeypatch):
+    waited = []
+    monkeypatch.setattr("omnigen2_core.reflection.endpoint.time.sleep", waited.append)
+    busy(server, 3, **{"Retry-After": "7"})
+    assert ask(server) == "yes" and waited == [7, 7, 7]
+    busy(server, 5, **{"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
+    assert ask(server) == "yes" and waited[3:] == [2]
+    busy(server, 7, **{"Retry-After": "86400"})
+    assert ask(server) == "yes" and waited[4:] == [30], "nobody waits for a day"
+
+
+def test_a_server_that_stays_busy_ends_the_run_and_says_why(server, monkeypatch):
+    monkeypatch.setattr("omnigen2_core.reflection.endpoint.WAITS", (0.0, 0.0))
+    busy(server, 99)
+    assert "takes no more requests (HTTP 429: slow down)" in failure(server) and len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -332,7 +381,8 @@ MALFORMED = {
     "empty choices": b'{"choices": []}',
     "choices of another kind": b'{"choices": {"0": 1}}',
     "no content": b'{"choices": [{"message": {}}]}',
-    "content that is no text": b'{"choices": [{"message": {"content": null}}]}',
+    "content that is no text": b'{"choices": [{"message": {"content": 1}}]}',
+    "a choice that is a list": b'{"choices": [[]]}',
     "deeper than can be read": b"[" * 100_000,
 }
 
@@ -361,7 +411,7 @@ def test_an_endless_answer_is_cut_off(server):
 # Where it may be, and what stays secret
 
 
-@pytest.mark.parametrize("url", ["", "host/v1", "ftp://host", "file:///etc/passwd", "https://", "http://[::1", "https://h:x/"])
+@pytest.mark.parametrize("url", ["", "host/v1", "ftp://host", "file:///etc/passwd", "https://", "http://[::1", "https://h:x/", "https://h/my models"])
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(JudgeError, match="no http or https address"):
         Endpoint(url, "eyes")

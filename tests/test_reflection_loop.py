@@ -7,34 +7,24 @@ from reflection_fakes import (
     FAULT,
     MISPLACED,
     RIGHT,
+    TASK,
     QualityVerifier,
     ScriptedDrawer,
     ScriptedReflector,
     picture,
+    qualities,
     quality_of,
+    run,
 )
 
 from omnigen2_core.errors import PromptError, ReflectionError
-from omnigen2_core.reflection.bench import UNJUDGED, Stage
 from omnigen2_core.reflection.best_of import best_of
 from omnigen2_core.reflection.loop import reflect
 from omnigen2_core.reflection.opinion import Reflection, Scope, Verdict
-from omnigen2_core.reflection.record import Record, Stop
+from omnigen2_core.reflection.record import Stop
 from omnigen2_core.reflection.redraw import Origin, Redraw, ways
+from omnigen2_core.reflection.score import Check, Score
 from omnigen2_core.reflection.task import Task
-
-TASK = Task("a red circle")
-
-
-def run(qualities, *reflections, verifier=None, task=TASK, **options):
-    """A finished run over scripted pictures, and the drawer that made them."""
-    drawer = ScriptedDrawer(*qualities)
-    record = reflect(task, drawer, ScriptedReflector(*reflections), verifier or QualityVerifier(), **options)
-    return record, drawer
-
-
-def qualities(record):
-    return [quality_of(entry.picture) for entry in record.rounds]
 
 
 def test_a_right_picture_is_drawn_once():
@@ -194,6 +184,29 @@ def test_no_opinion_is_shown_and_ends_the_run_rather_than_guessing():
 # What takes the lead when scores are close
 
 
+class Questions(QualityVerifier):
+    """Several questions, answered as the picture's quality has it in `answers`."""
+
+    questions = ("1?", "2?", "3?", "4?")
+
+    def __init__(self, answers):
+        super().__init__()
+        self.answers = answers
+
+    def score(self, image):
+        return Score(tuple(map(Check, self.questions, self.answers[quality_of(image)])))
+
+
+def test_a_picture_of_which_less_could_be_told_is_not_ahead_for_that():
+    answers = {1: (1, 1, 1, 0), 2: (1, None, None, None), 3: (None, 1, 1, 1), 4: (None, None, None, None), 5: (0, 1, 1, 0)}
+    record = best_of(TASK, ScriptedDrawer(1, 2), Questions(answers), [1, 2])
+    assert record.rounds[1].score.value == 1.0 and record.best_index == 0, "they agree in what both have an answer to"
+    record = best_of(TASK, ScriptedDrawer(1, 3), Questions(answers), [1, 2])
+    assert record.best_index == 1, "better in what both have an answer to"
+    record = best_of(TASK, ScriptedDrawer(5, 1, 2, 4), Questions(answers), [1, 2, 3, 4])
+    assert [quality_of(entry.picture) for entry in record.ranked()] == [1, 5, 2, 4]
+
+
 def test_close_pictures_are_compared_side_by_side():
     liked = QualityVerifier(preference=1)
     record, _ = run([60, 57], FAULT, RIGHT, verifier=liked, rounds=1)
@@ -331,139 +344,3 @@ def test_the_reflector_sees_what_came_before():
     reflect(TASK, ScriptedDrawer(20, 40, 60), reflector, QualityVerifier(), rounds=2, redraw=Redraw.EDIT)
     seen = [[(quality_of(image), said) for image, said in earlier] for earlier in reflector.earlier]
     assert seen == [[], [(20, FAULT)], [(20, FAULT), (40, MISPLACED)]]
-
-
-# Callbacks and cancelling
-
-
-def test_callbacks_tell_of_every_stage_and_round_as_they_come():
-    told = []
-    run(
-        [40, 60], FAULT, rounds=1, redraw=Redraw.EDIT,
-        on_stage=lambda stage, index: told.append((stage, index)),
-        on_round=lambda entry, record: told.append((entry.index, record.best_index)),
-    )  # fmt: skip
-    first = [(Stage.DRAW, 0), (Stage.REFLECT, 0), (Stage.VERIFY, 0), (0, 0)]
-    assert told[:4] == first and told[4:7] == [(Stage.DRAW, 1), (Stage.REFLECT, 1), (Stage.VERIFY, 1)]
-    assert told[-1] == (1, 1)
-
-
-class Cancelled(Exception):
-    """What a host raises when the user cancels."""
-
-
-def test_cancel_while_drawing_round_two_keeps_the_first_two():
-    record = Record(TASK)
-    with pytest.raises(Cancelled):
-        run([40, 60, Cancelled()], FAULT, task=record, rounds=5)
-    assert qualities(record) == [40, 60] and record.best_index == 1
-    assert record.stop is Stop.INTERRUPTED
-
-
-def test_cancel_between_rounds_by_the_callback_keeps_the_round_it_was_told_of():
-    record = Record(TASK)
-
-    def cancel(entry, record):
-        if entry.index == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run([40, 60, 80], FAULT, task=record, rounds=5, on_round=cancel)
-    assert qualities(record) == [40, 60] and record.best_index == 1
-
-
-def test_a_picture_that_is_drawn_but_not_judged_when_cancelled_is_kept_and_is_not_the_best():
-    record = Record(TASK)
-    with pytest.raises(Cancelled):
-        run([40, 99], FAULT, Cancelled(), task=record, rounds=5)
-    assert qualities(record) == [40, 99] and record.best_index == 0
-    left = record.rounds[1]
-    assert left.reflection.verdict is Verdict.NO_OPINION and left.reflection.note == UNJUDGED
-    assert left.score.value is None
-
-
-def test_cancel_before_anything_is_drawn_leaves_an_empty_record_that_says_so():
-    record = Record(TASK)
-    with pytest.raises(Cancelled):
-        run([Cancelled()], FAULT, task=record)
-    assert record.rounds == [] and record.stop is Stop.INTERRUPTED
-    with pytest.raises(ReflectionError, match="No picture was finished"):
-        record.best
-
-
-def test_a_cancelled_run_can_be_gone_on_with():
-    record = Record(TASK)
-    with pytest.raises(Cancelled):
-        run([40, Cancelled()], FAULT, task=record, rounds=5)
-    run([80], RIGHT, task=record, rounds=1)
-    assert qualities(record) == [40, 80] and record.stop is Stop.SATISFIED
-
-
-def test_a_first_picture_left_unjudged_is_judged_when_going_on():
-    record = Record(TASK)
-    with pytest.raises(Cancelled):
-        run([40], Cancelled(), task=record)
-    run([80], FAULT, RIGHT, task=record, rounds=1)
-    assert record.rounds[0].score.value == 0.4 and record.best_index == 1
-
-
-def test_the_best_of_several_drawings_is_looked_at_before_it_is_corrected():
-    record, told = best_of(TASK, ScriptedDrawer(40, 60), QualityVerifier(), [1, 2]), []
-    run([80], FAULT, RIGHT, task=record, rounds=1, on_round=lambda entry, record: told.append(entry.index))
-    looked_at, corrected = record.rounds[1:]
-    assert looked_at.reflection is FAULT and looked_at.helped and {"draw", "reflect"} <= set(looked_at.seconds)
-    assert corrected.parent == 1 and record.best_index == 2 and told == [1, 2]
-
-
-# Going on by hand
-
-
-def test_going_on_from_a_round_that_was_picked_by_hand():
-    record, _ = run([40, 60, 30], FAULT, rounds=5, redraw=Redraw.EDIT)
-    assert record.best_index == 1
-    record.pick(2)
-    run([50], FAULT, task=record, rounds=1, redraw=Redraw.EDIT)
-    assert record.rounds[3].parent == 2
-    assert record.best_index == 3, "better than the picked one, whatever a judge thought of the ones not picked"
-
-
-def test_going_on_draws_with_seeds_that_were_not_used():
-    record, first = run([40, 30], MISPLACED, rounds=1, redraw=Redraw.AGAIN, seed=7)
-    _, second = run([50], MISPLACED, task=record, rounds=1, redraw=Redraw.AGAIN, seed=7)
-    assert [seed for _, _, seed in first.calls + second.calls] == [7, 8, 9]
-
-
-def test_the_picked_round_stays_the_result_when_going_on_does_not_help():
-    record, _ = run([40, 60], FAULT, rounds=1, redraw=Redraw.EDIT)
-    record.pick(0)
-    run([20], FAULT, task=record, rounds=3, redraw=Redraw.EDIT)
-    assert record.best_index == 0 and record.stop is Stop.NO_HELP
-
-
-def test_the_users_own_correction_is_followed_without_asking():
-    record, _ = run([40], RIGHT, rounds=2)
-    _, drawer = run([60], RIGHT, task=record, rounds=2, correction=" Make the circle darker ")
-    assert drawer.calls[0][0] == "Make the circle darker" and record.best_index == 1
-
-
-def test_going_on_from_a_picture_that_is_no_round():
-    record = Record(TASK)
-    record.give(picture(50))
-    _, drawer = run([80], FAULT, RIGHT, task=record, rounds=1)
-    assert [entry.origin for entry in record.rounds] == [Origin.GIVEN, Origin.EDITED]
-    assert record.rounds[0].score.value == 0.5 and quality_of(drawer.calls[0][1][0]) == 50
-
-
-def test_a_round_of_which_there_was_no_opinion_is_judged_anew_when_it_is_gone_on_from():
-    record, _ = run([40], Reflection.no_opinion("The encoder cannot look."), rounds=2)
-    assert record.stop is Stop.NO_OPINION
-    record.pick(0)
-    _, drawer = run([80], FAULT, RIGHT, task=record, rounds=2)
-    assert record.rounds[0].reflection is FAULT and record.stop is Stop.SATISFIED and len(drawer.calls) == 1
-
-
-def test_a_round_that_does_not_exist_cannot_be_picked():
-    record, _ = run([40], RIGHT)
-    for index in (1, -1):
-        with pytest.raises(ReflectionError, match=f"Round {index} was picked, but there are 1"):
-            record.pick(index)

@@ -46,6 +46,12 @@ class HostAssistant(Assistant):
         with comfy.model_management.cuda_device_context(self.device):
             return super().encode(chat, images)
 
+    def first_log_probabilities(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> torch.Tensor:
+        """As `Assistant.first_log_probabilities`, with the weights loaded first."""
+        self.load(chats, images, 0)
+        with comfy.model_management.cuda_device_context(self.device):
+            return super().first_log_probabilities(chats, images)
+
     def load(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]], max_new_tokens: int) -> None:
         """Bring the weights onto the device, with room for reading these prompts and writing so many tokens.
 

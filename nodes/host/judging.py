@@ -12,7 +12,6 @@ from PIL import Image
 
 from ...omnigen2_core.checkpoints import require_vision
 from ...omnigen2_core.errors import CheckpointError, PromptError
-from ...omnigen2_core.prompts import chat_prompt
 from ...omnigen2_core.reflection import (
     Endpoint,
     Looker,
@@ -29,7 +28,6 @@ from ...omnigen2_core.reflection import (
     trained_verifier,
 )
 from ...omnigen2_core.reflection.looker import Shown
-from ...omnigen2_core.yes_no import YesNo, ask_yes_no
 from .assistant import HostAssistant, assistant_of
 
 WAYS = ("auto", "prompted", "trained")
@@ -46,6 +44,7 @@ class Blind:
     """`Reflector`, `Verifier` and `Examiner` where nobody can look: no opinion on any picture, and why."""
 
     reason: str
+    questions: tuple[str, ...] = ()
 
     def __call__(self, task: Task, picture: Image.Image, earlier: Any = ()) -> Reflection:
         return Reflection.no_opinion(self.reason)
@@ -99,18 +98,7 @@ def verifier_of(onlooker: HostAssistant | Blind, judge: str) -> Verifier:
 
 def host_looker(assistant: HostAssistant) -> Looker:
     """The encoder as one who answers; the run can be cancelled at every token, and between yes/no questions."""
-
-    def yes_no(questions: Sequence[str], images: Shown) -> list[YesNo]:
-        answers: list[YesNo] = []
-        for start in range(0, len(questions), AT_ONCE):
-            _check_cancelled()
-            some, shown = questions[start : start + AT_ONCE], images[start : start + AT_ONCE]
-            assistant.load([chat_prompt(text, len(own)) for text, own in zip(some, shown, strict=True)], shown, 0)
-            with comfy.model_management.cuda_device_context(assistant.device):
-                answers += ask_yes_no(assistant, some, shown, batch=AT_ONCE)
-        return answers
-
-    return Looker(model_looker(assistant, batch=AT_ONCE, on_step=_check_cancelled).ask, yes_no)
+    return model_looker(assistant, batch=AT_ONCE, on_step=_check_cancelled)
 
 
 def _is_trained(assistant: HostAssistant) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 from ...omnigen2_core.errors import ReflectionError
 from ...omnigen2_core.images import content_mark, to_image_tensor, to_rgb
 from ...omnigen2_core.reflection import Record, Round, Stage, Task, from_dict, to_dict
+from ...omnigen2_core.transformer import MAX_REFERENCES
 from .page import tell_page
 
 FOLDER = "omnigen2_rounds"
@@ -101,19 +102,34 @@ def picked_record(task: Task, earlier: str, pick: int, judge: str) -> tuple[Reco
             f"Round {pick} is picked, but there are {len(names)} earlier rounds, counted from 0; pick one of them, or "
             "set pick to -1 to draw anew."
         )
-    same = values.get("instruction") == task.instruction
-    if same and values.get("reference_marks") == [content_mark(picture)[:16] for picture in task.references]:
-        in_place_of_pictures = [Image.new("RGB", (1, 1))] * len(names)
-        listed = from_dict(values, in_place_of_pictures, task.references)
-        if listed.rounds[pick].settings.get("judge", judge) == judge:
-            return _opened(listed, names, pick)
-        changed = "judge"
-    else:
-        changed = "references" if same else "prompt"
+    listed = _listed(values, task)
+    chosen = listed.rounds[pick]
+    changed = _changed(values, task, chosen, judge)
+    if not changed:
+        return _opened(listed, names, pick)
     record = Record(task)
-    record.give(_open(names[pick]))
+    record.give(_open(names[pick]), prompt=chosen.prompt, seed=chosen.seed, settings={"judge": judge})
     note = f"The {changed} changed since round {pick} was drawn, so its picture alone was taken over and judged anew."
     return record, [names[pick]], [note]
+
+
+def _listed(values: Mapping[str, Any], task: Task) -> Record:
+    """The record of a transcript, of this task if it was made for another, with blank pictures in place of its own."""
+    blank = Image.new("RGB", (1, 1))
+    references = values.get("references")
+    count = references if isinstance(references, int) and 0 <= references <= MAX_REFERENCES else len(task.references)
+    listed = from_dict(values, [blank] * len(values["pictures"]), [blank] * count)
+    listed.task = task
+    return listed
+
+
+def _changed(values: Mapping[str, Any], task: Task, chosen: Round, judge: str) -> str:
+    """What is another than when a round was made; empty where nothing is."""
+    if values["instruction"] != task.instruction:
+        return "prompt"
+    if values.get("reference_marks") != [content_mark(picture)[:16] for picture in task.references]:
+        return "references"
+    return "" if chosen.settings.get("judge") == judge else "judge"
 
 
 def _opened(listed: Record, names: Sequence[str], pick: int) -> tuple[Record, list[str], list[str]]:
@@ -156,7 +172,8 @@ def _notes_on_left_out(count: int, wanted: int, gone: Sequence[int], pick: int) 
 def _parse(text: str) -> Mapping[str, Any]:
     try:
         values = json.loads(text)
-        if all(isinstance(name, str) for name in values["pictures"]):
+        names = values["pictures"]
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return values
     except (ValueError, TypeError, KeyError, RecursionError):
         pass

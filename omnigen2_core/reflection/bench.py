@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator
 from PIL import Image
 
 from .comparison import takes_lead
-from .opinion import Reflection, Reflector
+from .opinion import Reflection, Reflector, Verdict
 from .record import Record, Round, Stop
 from .redraw import Origin, Plan
 from .score import Examiner, Score, Verifier
@@ -73,54 +73,64 @@ class Bench:
             raise
 
     def make(self, plan: Plan, parent: int | None = None) -> Round:
-        """Draws, judges and records one picture. A picture that is drawn when the run is stopped is kept unjudged."""
+        """Draws, judges and records one picture. When the run is stopped, a picture that is drawn is kept with what was
+        said of it by then."""
         index = len(self.record.rounds)
         seconds: dict[str, float] = {}
         draw = self.editor if plan.origin is Origin.EDITED else self.drawer
         with self._stage(Stage.DRAW, index, seconds):
             picture = draw(plan.prompt, plan.references, plan.seed)
-
-        def finished(score: Score, reflection: Reflection | None, helped: bool | None) -> Round:
-            made = (plan.origin, plan.prompt, plan.seed, parent)
-            return Round(index, picture, *made, score, reflection, helped, seconds, self.settings)
-
+        unsaid = None if self.reflector is None else Reflection.no_opinion(UNJUDGED)
+        made = (plan.origin, plan.prompt, plan.seed, parent)
+        entry = Round(index, picture, *made, Score(note=UNJUDGED), unsaid, seconds=seconds, settings=self.settings)
         try:
-            score, reflection = self._look(index, picture, seconds, self._earlier(parent))
-            helped = None
-            if self.record.rounds:
-                with self._stage(Stage.VERIFY, index, seconds):
-                    helped = takes_lead(self.record, self._examine(), picture, score, reflection)
-        except BaseException:
-            unsaid = None if self.reflector is None else Reflection.no_opinion(UNJUDGED)
-            self.record.add(finished(Score(note=UNJUDGED), unsaid, None))
-            raise
-        made = finished(score, reflection, helped)
-        self.record.add(made)
-        if self.on_round is not None:
-            self.on_round(made, self.record)
-        return made
+            entry = self._reflected(entry)
+            with self._stage(Stage.VERIFY, index, seconds):
+                entry = replace(entry, score=self._examine().score(picture))
+                if self.record.rounds:
+                    self._examine_best()
+                    entry = replace(entry, helped=takes_lead(self.record, self._examine(), picture, entry.score, entry.reflection))
+        finally:
+            self.record.add(entry)
+        self._tell(entry)
+        return entry
 
-    def judge_given(self, entry: Round) -> Round:
-        """Judges a round of which there is no opinion: a given picture, one that an interrupted run left, or one that
-        an earlier run could not judge. Replaces it."""
-        seconds = dict(entry.seconds)
-        score, reflection = self._look(entry.index, entry.picture, seconds, self._earlier(entry.parent))
-        judged = replace(entry, score=score, reflection=reflection, seconds=seconds)
-        self.record.rounds[entry.index] = judged
-        if self.on_round is not None:
-            self.on_round(judged, self.record)
-        return judged
+    def complete(self, entry: Round) -> Round:
+        """A round of the record with an opinion on it and a judgement of it; what it lacks of them is asked for. So it is
+        with a given picture, one that an interrupted run left, or one that an earlier run could not judge."""
+        if self._has_opinion(entry) and entry.judged:
+            return entry
+        entry = replace(entry, seconds=dict(entry.seconds))
+        try:
+            if not self._has_opinion(entry):
+                entry = self._reflected(entry)
+            if not entry.judged:
+                with self._stage(Stage.VERIFY, entry.index, entry.seconds):
+                    entry = replace(entry, score=self._examine().score(entry.picture))
+        finally:
+            self.record.rounds[entry.index] = entry
+        self._tell(entry)
+        return entry
 
-    def _look(
-        self, index: int, picture: Image.Image, seconds: dict[str, float], earlier: list[tuple[Image.Image, Reflection]]
-    ) -> tuple[Score, Reflection | None]:
-        reflection = None
-        if self.reflector is not None:
-            with self._stage(Stage.REFLECT, index, seconds):
-                reflection = self.reflector(self.record.task, picture, earlier)
-        with self._stage(Stage.VERIFY, index, seconds):
-            score = self._examine().score(picture)
-        return score, reflection
+    def _reflected(self, entry: Round) -> Round:
+        if self.reflector is None:
+            return entry
+        with self._stage(Stage.REFLECT, entry.index, entry.seconds):
+            return replace(entry, reflection=self.reflector(self.record.task, entry.picture, self._earlier(entry.parent)))
+
+    @staticmethod
+    def _has_opinion(entry: Round) -> bool:
+        return entry.reflection is not None and entry.reflection.verdict is not Verdict.NO_OPINION
+
+    def _examine_best(self) -> None:
+        """A best round that another run judged by other questions is judged by this one's, to be compared with."""
+        best, examiner = self.record.best, self._examine()
+        if best.judged and tuple(check.question for check in best.score.checks) != examiner.questions:
+            self.record.rounds[best.index] = replace(best, score=examiner.score(best.picture))
+
+    def _tell(self, entry: Round) -> None:
+        if self.on_round is not None:
+            self.on_round(entry, self.record)
 
     def _examine(self) -> Examiner:
         if self._examiner is None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from .opinion import Reflection, Verdict
 from .record import Record
-from .score import Examiner, Score
+from .score import Examiner, Score, values_in_common
 
 CLOSE = 0.05
 """Scores that differ by no more than this are compared as pictures."""
@@ -18,17 +18,18 @@ def takes_lead(
     """Whether a picture is judged better than the best of the record so far. When in doubt it is not.
 
     Scores decide where they differ by more than `CLOSE`, then the pictures side by side, then the reflector's verdict
-    where it calls one right and the other not, then any difference of the scores. A picture without a score has no
-    claim, and in the lead it gives way where nothing else decides. None that is more than `CLOSE` below the highest
-    score has a claim either: a row of close comparisons would otherwise lead downhill.
+    where it calls one right and the other not, then any difference of the scores; of the scores those questions count
+    that both pictures have an answer to. A picture without a score has no claim, and in the lead it gives way where
+    nothing else decides. None that is more than `CLOSE` below any other has a claim either: a row of close comparisons
+    would otherwise lead downhill.
     """
-    best, value = record.best, score.value
-    if value is None:
+    best = record.best
+    if score.value is None:
         return False
-    highest, reached = record.highest, best.score.value
-    if highest is not None and value < highest - CLOSE:
+    if any(_rise(rival.score, score) < -CLOSE for rival in record.rivals):
         return False
-    if reached is not None and value > reached + CLOSE:
+    rise = _rise(best.score, score)
+    if rise > CLOSE:
         return True
     preferred = examiner.prefer(best.picture, picture)
     if preferred is not None:
@@ -36,7 +37,13 @@ def takes_lead(
     before, after = _is_right(best.reflection), _is_right(reflection)
     if before != after:
         return after
-    return reached is None or value > reached
+    return best.score.value is None or rise > 0
+
+
+def _rise(before: Score, after: Score) -> float:
+    """By how much the second score is the higher one; 0 where they have nothing in common to be told by."""
+    values = values_in_common(before, after)
+    return 0.0 if values is None else values[1] - values[0]
 
 
 def _is_right(reflection: Reflection | None) -> bool:

@@ -43,9 +43,17 @@ MAX_BYTES = 1 << 20
 MAX_TOKENS = 512
 THINKING_TOKENS = 4096
 """The same for models that reason before they answer, whose thoughts count."""
+WAITS = (2.0, 5.0, 15.0)
+"""Seconds until a server that takes no more requests for now is asked again, where it does not say how long."""
+LONGEST_WAIT = 30.0
+"""Seconds that are waited at most where it does."""
 TIMEOUT = 60.0
 LONGEST_TIMEOUT = 86400.0
 """Seconds. The operating system's own limit is higher, and differs."""
+
+
+_THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+"""What a reasoning model writes first where its server does not take it out."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -60,6 +68,8 @@ class _Manner:
     """The settings that a server is asked with. Made for one run, so that a refusal is met once and then remembered."""
 
     settings: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": MAX_TOKENS})
+    waits: int = 0
+    """How often in a row it was waited for."""
 
     def learn(self, complaint: str) -> bool:
         """Gives up the settings that a complaint names. False where it names none that is still in use.
@@ -71,6 +81,22 @@ class _Manner:
         if "max_tokens" in refused:
             self.settings["max_completion_tokens"] = THINKING_TOKENS
         return bool(refused)
+
+    def leave_room(self) -> bool:
+        """Lets an answer be longer, since thoughts used up what there was. False where it already may."""
+        if self.settings.get("max_tokens") != MAX_TOKENS:
+            return False
+        self.settings["max_tokens"] = THINKING_TOKENS
+        return True
+
+    def wait(self, seconds: str | None) -> bool:
+        """Waits as long as a server asks for in its header Retry-After. False where it was waited often enough."""
+        if self.waits == len(WAITS):
+            return False
+        asked = float(seconds) if seconds and re.fullmatch(r"\d{1,6}", seconds.strip()) else WAITS[self.waits]
+        self.waits += 1
+        time.sleep(min(asked, LONGEST_WAIT))
+        return True
 
 
 @dataclass(frozen=True)
@@ -96,7 +122,7 @@ class Endpoint:
             host, plain, _ = parts.hostname or "", parts.scheme == "http", parts.port
         except ValueError:
             host, plain, parts = "", False, None
-        if parts is None or parts.scheme not in ("http", "https") or not host:
+        if parts is None or parts.scheme not in ("http", "https") or not host or not re.fullmatch("[!-~]+", self.url):
             raise JudgeError("The judge's address is no http or https address; give one such as https://host/v1.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise JudgeError(
@@ -149,10 +175,14 @@ class Endpoint:
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(p)}} for p in pictures]
         content.append({"type": "text", "text": question})
         asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
-        answer = None
-        while answer is None:
+        while True:
             answer = self._send({**asked, **manner.settings}, key, manner)
-        return _without(key, _text_of(answer, self.host))[:LONGEST]
+            if answer is None:
+                continue
+            manner.waits = 0
+            text, cut_off = _text_of(answer, self.host)
+            if text or not cut_off or not manner.leave_room():
+                return _without(key, text)[:LONGEST]
 
     def _send(self, body: Mapping[str, Any], key: str, manner: _Manner) -> bytes | None:
         """What the server answers; None where it refused the manner of asking, which another has taken the place of."""
@@ -244,18 +274,22 @@ def _data_url(picture: Image.Image) -> str:
 
 
 def _refusal(error: urllib.error.HTTPError, key: str, manner: _Manner) -> str | None:
-    """What went wrong, for people; None where the server may be asked again, since `manner` learnt from it."""
-    if error.code in (401, 403):
-        return f"refused the key in {KEY_VARIABLE} (HTTP {error.code}); check the key."
+    """What went wrong, for people; None where the server may be asked again: `manner` learnt from it, or waited."""
     if 300 <= error.code < 400:
         return f"redirects (HTTP {error.code}), which no key is sent after; give {URL_VARIABLE} the final address."
-    if error.code == 429:
-        return "takes no more requests for now (HTTP 429); wait, or ask fewer questions."
     said, parameter = _complaint(error)
     if error.code == 400 and manner.learn(f"{said} {parameter}"):
         return None
-    explanation = f": {_short(said, key)}" if said else ""
-    return f"failed (HTTP {error.code}{explanation}); check {URL_VARIABLE} and {MODEL_VARIABLE}."
+    if error.code == 429 and manner.wait(error.headers.get("Retry-After")):
+        return None
+    told = f"HTTP {error.code}" + (f": {_short(said, key)}" if said else "")
+    if error.code == 401:
+        return f"refused the key in {KEY_VARIABLE} ({told}); check the key."
+    if error.code == 403:
+        return f"refused ({told}); check that the key in {KEY_VARIABLE} may use the model in {MODEL_VARIABLE}."
+    if error.code == 429:
+        return f"takes no more requests ({told}); run again later, or see what the account there allows."
+    return f"failed ({told}); check {URL_VARIABLE} and {MODEL_VARIABLE}."
 
 
 def _complaint(error: urllib.error.HTTPError) -> tuple[str, str]:
@@ -279,14 +313,20 @@ def _without(key: str, text: str) -> str:
     return text.replace(key, "[key]") if len(key) >= 8 else text
 
 
-def _text_of(body: bytes, host: str) -> str:
+def _text_of(body: bytes, host: str) -> tuple[str, bool]:
+    """The words of an answer without thoughts before them, and whether it was cut off at its longest.
+
+    Empty where the model refused, or thought and said nothing: that is an answer too, if one of no use.
+    """
+    malformed = JudgeError(
+        f"The answer of the judge at {host} is malformed: it has no choices[0].message.content; "
+        "is this an OpenAI-compatible address?"
+    )
     try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        content = None
-    if not isinstance(content, str):
-        raise JudgeError(
-            f"The answer of the judge at {host} is malformed: it has no choices[0].message.content; "
-            "is this an OpenAI-compatible address?"
-        )
-    return content
+        choice = json.loads(body)["choices"][0]
+        content, cut_off = choice["message"]["content"], choice.get("finish_reason") == "length"
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise malformed from None
+    if not isinstance(content, str | None):
+        raise malformed
+    return _THOUGHTS.sub("", content or "").strip(), cut_off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Callable, Sequence
 
@@ -38,6 +39,16 @@ def numbered_references(count: int) -> str:
         return ""
     which = "Image 1 is a reference" if count == 1 else f"Images 1 to {count} are references"
     return f"{which} that the instruction may speak of. "
+
+
+def without_number(text: str, references: int) -> str:
+    """What was said of pictures numbered so, with the one in question by name: whoever draws does not know its number."""
+    if not references:
+        return text
+    number, ordinal = references + 1, ("second", "third", "fourth", "fifth", "sixth")[references - 1 : references]
+    forms = [rf"(?:image|picture)s?\s*(?:no\.|number)?[\s#:_-]*(?:\({number}\)|{number}\b)", rf"<img{number}>"]
+    forms += [rf"{word}\s+(?:image|picture)\b" for word in ordinal]
+    return re.sub(rf"(?:\bthe\s+|(?<!\w))(?:{'|'.join(forms)})", "the picture", text, flags=re.IGNORECASE)
 
 
 def numbered_pictures(references: int) -> str:

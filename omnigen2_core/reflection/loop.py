@@ -112,13 +112,9 @@ def reflect(
 
 
 def _start(bench: Bench, seed: int) -> Round:
-    record = bench.record
-    if not record.rounds:
-        return bench.make(first_plan(record.task, seed))
-    best = record.best
-    if best.judged and best.reflection is not None and best.reflection.verdict is not Verdict.NO_OPINION:
-        return best
-    return bench.judge_given(best)
+    if not bench.record.rounds:
+        return bench.make(first_plan(bench.record.task, seed))
+    return bench.complete(bench.record.best)
 
 
 def _redrawn(bench: Bench, before: Round, said: Reflection, way: Redraw, seed: int) -> Round:

@@ -18,7 +18,8 @@ def model_looker(
 ) -> Looker:
     """Greedy answers in words, and likelihoods of yes and no.
 
-    `batch` questions are asked in one pass; `on_step` gets the number of tokens written and may raise to cancel. The
+    `batch` questions are asked in one pass; `on_step` gets the number of tokens written, at the
+    least once a pass, and may raise to cancel. The
     looker raises what `Assistant.write` does.
     """
 
@@ -31,6 +32,6 @@ def model_looker(
         return [answer.text for answer in answers]
 
     def yes_no(questions: Sequence[str], images: Shown) -> list[YesNo]:
-        return ask_yes_no(assistant, questions, images, batch=batch)
+        return ask_yes_no(assistant, questions, images, batch=batch, on_step=on_step)
 
     return Looker(ask, yes_no)

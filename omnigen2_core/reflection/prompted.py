@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..english import is_english, is_latin
 from .answers import clean
-from .looker import Ask, numbered_pictures
+from .looker import Ask, numbered_pictures, without_number
 from .opinion import Earlier, Reflection, Scope
 from .task import Task
 
@@ -103,5 +103,6 @@ class PromptedReflector:
             except _Unusable as unusable:
                 reason = str(unusable)
                 continue
-            return replace(read, answers=tuple(answers))
+            said = {name: without_number(getattr(read, name), len(task.references)) for name in ("problem", "correction")}
+            return replace(read, **said, answers=tuple(answers))
         return Reflection.no_opinion(f"The answer could not be used, nor could the second: {reason}.", answers)

@@ -94,11 +94,6 @@ class Record:
             return list(self.rounds)
         return [self.rounds[self.picked], *self.rounds[self.picked_at :]]
 
-    @property
-    def highest(self) -> float | None:
-        """The highest score among the rivals, None where none has a score."""
-        return max((value for value in (rival.score.value for rival in self.rivals) if value is not None), default=None)
-
     def add(self, finished: Round) -> None:
         """Appends a round; the first one, and one that helped, is the best from then on."""
         self.rounds.append(finished)
@@ -117,9 +112,15 @@ class Record:
         self.picked = self.best_index = index
         self.picked_at = len(self.rounds)
 
-    def give(self, picture: Image.Image, *, prompt: str = "", seed: int | None = None) -> None:
-        """Takes in a picture that another run or a hand made, as the round to go on from. It is not judged yet."""
-        self.add(Round(len(self.rounds), picture, Origin.GIVEN, prompt or self.task.instruction, seed))
+    def give(
+        self, picture: Image.Image, *, prompt: str = "", seed: int | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Takes in a picture that another run or a hand made, as the round to go on from. It is not judged yet.
+
+        `prompt` and `seed` are what it was drawn with, where that is known; `settings` are kept as a round's.
+        """
+        made = (Origin.GIVEN, prompt or self.task.instruction, seed)
+        self.add(Round(len(self.rounds), picture, *made, settings=dict(settings or {})))
         self.pick(len(self.rounds) - 1)
 
     def lineage(self, index: int) -> list[Round]:
@@ -132,10 +133,12 @@ class Record:
         return found[::-1]
 
     def ranked(self) -> list[Round]:
-        """All rounds: the best, then the others by falling score, unscored ones last; of equals the earlier first."""
+        """All rounds: the best, then the others by falling score, unscored ones last; of equals the earlier first.
+
+        What could not be answered of a picture counts as not met here.
+        """
 
         def place(entry: Round) -> tuple[bool, bool, float, int]:
-            value = entry.score.value
-            return entry.index != self.best_index, value is None, -(value or 0.0), entry.index
+            return entry.index != self.best_index, entry.score.value is None, -entry.score.vouched, entry.index
 
         return sorted(self.rounds, key=place)

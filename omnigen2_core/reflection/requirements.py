@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..english import is_latin
+from ..english import is_english, is_latin
 from .answers import clean
 from .looker import Ask
 from .task import Task
@@ -37,12 +37,12 @@ def whole_question(task: Task) -> str:
 def is_grounded(question: str, instruction: str) -> bool:
     """Whether at least half of a question's own words, by their first four letters, occur in the instruction.
 
-    A question about something else is a requirement that the model invented. An instruction in another script shares
-    no words with its questions, so there the question is trusted.
+    A question about something else is a requirement that the model invented. An instruction in another language shares
+    few words with its questions, which are English, so there the question is trusted.
     """
     words = [word.lower() for word in _WORD.findall(question)]
     own = [word for word in words if word not in _COMMON]
-    if not own or not is_latin(instruction):
+    if not own or not is_english(instruction):
         return True
     stems = {word.lower()[:4] for word in _WORD.findall(instruction)}
     return sum(word[:4] in stems for word in own) * 2 >= len(own)

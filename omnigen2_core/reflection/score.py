@@ -33,6 +33,11 @@ class Score:
         return sum(known) / len(known) if known else None
 
     @property
+    def vouched(self) -> float:
+        """The same, 0..1, with a requirement that has no answer as one that is not met: nothing vouches for it."""
+        return sum(check.probability or 0.0 for check in self.checks) / len(self.checks) if self.checks else 0.0
+
+    @property
     def least(self) -> float:
         """The chance of the requirement least likely met, 0..1. Nothing vouches for one without an answer: it is 0."""
         return min((check.probability or 0.0 for check in self.checks), default=0.0)
@@ -43,8 +48,27 @@ class Score:
         return min((check.probability for check in self.checks if check.probability is not None), default=None)
 
 
+def values_in_common(first: Score, second: Score) -> tuple[float, float] | None:
+    """The values of two scores over the questions that both have an answer to; None where there are none.
+
+    A picture of which less could be told would else be ahead of one that was judged in full.
+    """
+    answered = [{c.question: c.probability for c in score.checks if c.probability is not None} for score in (first, second)]
+    both = answered[0].keys() & answered[1].keys()
+    if not both:
+        return None
+    one, other = (sum(known[question] for question in both) / len(both) for known in answered)
+    return one, other
+
+
 class Examiner(Protocol):
-    """Judges pictures for one task. Made for one run, so that every picture is asked the same questions."""
+    """Judges pictures for one task. Made for one run, so that every picture is asked the same questions.
+
+    `questions` are these, as the checks of a score name them.
+    """
+
+    @property
+    def questions(self) -> tuple[str, ...]: ...
 
     def score(self, picture: Image.Image) -> Score:
         """Asks every requirement about the picture."""

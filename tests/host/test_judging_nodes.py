@@ -8,7 +8,7 @@ import harness
 import pytest
 from PIL import Image
 from small_models import install_folder
-from studio import ASKED, RIGHT, Studio, picture_of, refusal, rounds, run_loop, told, values_of
+from studio import ASKED, NOTES, RIGHT, Studio, picture_of, refusal, rounds, run_loop, told, values_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def test_a_picture_without_a_score_comes_last_and_says_so(server, folder):
     scores = studio.graph.add("PreviewAny", source=node[2])
     result = server.run(studio.graph)
     assert [float(text) for text in result.ui[scores]["text"]] == pytest.approx([0.5, 0.3, -1.0], abs=1e-4)
+    assert result.ui[node][NOTES] == ["Picture 2: 1 of 1 questions got neither yes nor no."]
 
 
 def test_seeds_begin_again_after_the_last(server, folder):

@@ -308,8 +308,9 @@ def test_of_many_earlier_rounds_the_picked_one_with_what_led_to_it_and_the_newes
 def test_for_another_task_the_picture_alone_is_taken_over_and_judged_anew(server, folder, change, what):
     first, *_ = run_loop(server, folder, WRONG, ASKED, 0.3, rounds=0)
     made, result, node = run_loop(server, folder, RIGHT, ASKED, 0.9, pick=0, earlier_rounds=json.dumps(first), **change)
-    assert values_of(made, "origin") == [("given",)] and made["pictures"] == first["pictures"]
+    assert values_of(made, "origin", "prompt", "seed") == [("given", PROMPT, 7)] and made["pictures"] == first["pictures"]
     assert made["rounds"][0]["score"]["value"] == pytest.approx(0.9, abs=1e-4)
+    assert made["rounds"][0]["settings"] == {"judge": "model"}, "whose score it is tells a later run"
     assert any(f"The {what} changed since round 0" in note for note in result.ui[node][NOTES])
 
 
@@ -321,16 +322,28 @@ def test_with_another_judge_the_picture_alone_is_taken_over_too(server, folder):
     assert any("The judge changed since round 0" in note for note in result.ui[node][NOTES])
 
 
+def transcript_of(name):
+    """The JSON of a run of one round, whose picture is a file of this name."""
+    entry = {
+        "index": 0, "origin": "drawn", "prompt": PROMPT, "seed": 1, "parent": None, "helped": None, "reflection": None,
+        "score": {"value": None, "checks": [], "note": ""}, "seconds": {}, "settings": {"judge": "model"},
+    }  # fmt: skip
+    head = {"format": "omnigen2.reflection", "version": 1, "instruction": PROMPT, "references": 0, "stop": None}
+    return json.dumps({**head, "best": 0, "picked": None, "picked_at": 0, "rounds": [entry], "pictures": [name], "reference_marks": []})
+
+
 @pytest.mark.parametrize(
     ("pick", "earlier", "message"),
     [
         (1, "", "Round 1 is picked, but earlier_rounds is empty"),
-        (1, '{"pictures": ["a/b.png"]}', "Round 1 is picked, but there are 1 earlier rounds"),
+        (1, transcript_of("a/b.png"), "Round 1 is picked, but there are 1 earlier rounds"),
         (0, "nonsense", "earlier_rounds is no transcript"),
         (0, '{"pictures": [1]}', "earlier_rounds is no transcript"),
-        (0, '{"pictures": ["omnigen2_rounds/gone.png"]}', "cannot be read (FileNotFoundError)"),
-        (0, '{"pictures": ["../input/secret.png"]}', "cannot be read (OSError)"),
-        (0, '{"pictures": ["/etc/passwd"]}', "cannot be read (FileNotFoundError)"),
+        (0, '{"pictures": {"a": 1}}', "earlier_rounds is no transcript"),
+        (0, '{"pictures": ["a/b.png"]}', "is no reflection transcript of this version"),
+        (0, transcript_of("omnigen2_rounds/gone.png"), "cannot be read (FileNotFoundError)"),
+        (0, transcript_of("../input/secret.png"), "cannot be read (OSError)"),
+        (0, transcript_of("/etc/passwd"), "cannot be read (FileNotFoundError)"),
     ],
 )
 def test_rounds_that_cannot_be_gone_on_from_are_refused_in_a_sentence(server, folder, pick, earlier, message):

@@ -251,18 +251,27 @@ class Board {
   // Which of the rounds that are shown is picked. It may be an earlier run's, so the picture tells, and not the number.
   pickedIndex() {
     if (!this.pick || this.pick.value < 0 || !this.rounds) return NO_PICK;
-    let names = [];
-    try {
-      names = list(JSON.parse(this.earlier.value).pictures);
-    } catch {
-      return NO_PICK;
-    }
-    const name = names[this.pick.value];
+    const name = this.earlierPictures()[this.pick.value];
     return typeof name === "string" ? this.rounds.pictures.indexOf(name) : NO_PICK;
+  }
+
+  earlierPictures() {
+    try {
+      return list(JSON.parse(this.earlier.value)?.pictures);
+    } catch {
+      return [];
+    }
+  }
+
+  // Whether the earlier rounds are of another node, such as OmniGen2 Best of N: a hand has put them there.
+  earlierIsForeign() {
+    const names = this.earlierPictures();
+    return names.length > 0 && !names.some((name) => this.rounds?.pictures.includes(name));
   }
 
   togglePick() {
     const shown = this.selected ?? this.rounds?.best ?? 0;
+    if (this.earlierIsForeign()) this.earlier.value = "";
     this.pick.value = shown === this.pickedIndex() ? NO_PICK : shown;
     this.pick.callback?.(this.pick.value);
     this.selected = shown;
@@ -272,12 +281,14 @@ class Board {
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
   }
 
-  // A pick, by the button or as a number, takes along the rounds that it counts in.
+  // A pick, by the button or as a number, takes along the rounds that it counts in. With rounds that were put in by hand
+  // a number counts in these.
   followPick() {
     if (!this.pick) return;
     const original = this.pick.callback;
     this.pick.callback = (...values) => {
       original?.apply(this.pick, values);
+      if (this.earlierIsForeign()) return;
       if (this.pick.value < 0) this.earlier.value = "";
       else if (this.rounds) this.earlier.value = JSON.stringify(this.rounds);
       this.render();
@@ -336,7 +347,8 @@ app.registerExtension({
       for (const node of allNodes()) boards.get(node)?.askForPictures();
     });
     whenExecuted((path, output) => {
-      const [rounds] = output[PROPERTY] ?? [];
+      // One entry for each item where a list is connected. Their rounds were shown as they came, the last ones last.
+      const rounds = output[PROPERTY]?.at(-1);
       if (rounds) boards.get(findNode(path))?.receive(rounds);
     });
     whenEnded(() => {
