@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -13,6 +13,7 @@ from PIL import Image
 from ..omnigen2_core.assistant import MAX_IMAGES
 from ..omnigen2_core.chat import Drawing, Mode, reply
 from ..omnigen2_core.conversation import MAX_TURNS, Conversation, Limits, Role, Turn
+from ..omnigen2_core.errors import PromptError, ReferenceImageError
 from ..omnigen2_core.images import to_image_tensor
 from ..omnigen2_core.profile import ModelProfile
 from ..omnigen2_core.prompts import DEFAULT_NEGATIVE_PROMPT
@@ -41,6 +42,8 @@ class OmniGen2Chat(io.ComfyNode):
     """One turn of a conversation.
 
     The node keeps nothing: the conversation so far comes in as JSON, and the page puts what goes out there again.
+    It takes lists, so that a list of images is shown with one message and not with a turn for each, of which the page
+    could keep but one.
     """
 
     @classmethod
@@ -53,6 +56,7 @@ class OmniGen2Chat(io.ComfyNode):
             "decides or as you say. The conversation is shown on the node and saved with the workflow; its pictures "
             "are files in the output folder.",
             search_aliases=["omnigen2 chat", "conversation", "talk", "interleaved", "multi turn edit", "assistant"],
+            is_input_list=True,
             is_output_node=True,
             not_idempotent=True,
             hidden=[io.Hidden.unique_id],
@@ -88,7 +92,8 @@ class OmniGen2Chat(io.ComfyNode):
                     "show_last_picture",
                     default=False,
                     tooltip="Show the newest picture of the conversation with the message again, after the connected "
-                    "images: the picture to be changed. Without it a picture is drawn from the message alone.",
+                    "images and unless it is one of them: the picture to be changed. Without it a picture is drawn "
+                    "from the message alone.",
                 ),
                 io.String.Input(
                     "negative_prompt",
@@ -164,7 +169,7 @@ class OmniGen2Chat(io.ComfyNode):
                     "of its own.",
                 ),
                 images_input(
-                    "An image to show with the message. Every image of a batch counts as one.",
+                    "An image to show with the message. Every image of a batch or a list counts as one.",
                     "Images to show with the message, up to five: to talk about, or to draw from. Image 1 of the "
                     "message is the first. They go with every message while they are connected.",
                 ),
@@ -188,22 +193,25 @@ class OmniGen2Chat(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, history, message, images=None, conversation=None, **settings
+        cls, model, clip, vae, history, message, images=None, conversation=(None,), **lists
     ) -> io.NodeOutput:
+        model, clip, vae, history, conversation = (values[0] for values in (model, clip, vae, history, conversation))
+        settings = {name: _first(values) for name, values in lists.items()}
+        options = SimpleNamespace(**settings)
+        message = _only(message)
         own = Conversation.from_json(history)
         before = own if own.turns else conversation or own
         pictures = ChatPictures()
         if not message.strip():
             return _last_answer(before, pictures)
-        options = SimpleNamespace(**settings)
         assistant = assistant_of(clip)
         require_omnigen2(model)
         require_vae(vae)
         profile = profile_of(model)
         most = min(MAX_IMAGES, profile.max_references)
-        shown = [pictures.show(picture) for picture in collect_pictures(images, most)]
+        shown = [pictures.show(picture) for picture in collect_pictures(_each_of(images), most)]
         if options.show_last_picture:
-            shown += before.images[-1:]
+            shown = _with_last(shown, before, most)
         live = LiveChat(cls.hidden.unique_id, message, options.max_length)
         drawn: list[Drawn] = []
 
@@ -225,7 +233,7 @@ class OmniGen2Chat(io.ComfyNode):
             draw=on_draw,
             mode=Mode(options.mode),
             negative_prompt=options.negative_prompt,
-            limits=Limits(options.keep_turns, options.keep_images, _room(assistant, options.max_length)),
+            limits=_limits(assistant, options),
             sampling=sampling_of(options),
             seed=options.seed,
             max_new_tokens=options.max_length,
@@ -248,23 +256,61 @@ class OmniGen2Chat(io.ComfyNode):
         )
 
 
-def _room(assistant: HostAssistant, max_length: int) -> int:
-    """Tokens that a conversation may have, so that the answer fits into what the model reads.
+def _first(values: Any) -> Any:
+    """The first value of an input's list; an input with choices is a mapping of such lists."""
+    return {name: _first(own) for name, own in values.items()} if isinstance(values, Mapping) else values[0]
 
-    Where the answer alone does not fit, writing it is refused with a better reason than too long a conversation.
+
+def _only(messages: Sequence[str]) -> str:
+    """Raises PromptError unless the list holds one message."""
+    if len(messages) != 1:
+        raise PromptError(
+            f"The list at message has {len(messages)} texts, but a turn has one message; connect a single text, or use "
+            "OmniGen2 Ask for several questions."
+        )
+    return messages[0]
+
+
+def _each_of(lists: Mapping[str, Sequence[Any]] | None) -> dict[str, Any]:
+    """Slots of images, as if each entry of the lists, [B, H, W, 3], were connected by itself."""
+    entries = [entry for name in sorted(lists or {}) for entry in lists[name]]
+    return {f"image_{number}": entry for number, entry in enumerate(entries, 1)}
+
+
+def _with_last(shown: list[str], before: Conversation, most: int) -> list[str]:
+    """The names of connected pictures and that of the conversation's newest, unless it is one of them.
+
+    Raises ReferenceImageError for more than `most` of them.
     """
-    room = assistant.model.config.text["max_position_embeddings"] - max_length
-    return min(Limits.tokens, room) if room > 0 else Limits.tokens
+    last = [name for name in before.images[-1:] if name not in shown]
+    if len(shown) + len(last) > most:
+        raise ReferenceImageError(
+            f"{len(shown)} images are connected and show_last_picture adds another, but the model reads at most {most}; "
+            "remove one of them or turn show_last_picture off."
+        )
+    return shown + last
+
+
+def _limits(assistant: HostAssistant, options: SimpleNamespace) -> Limits:
+    """Earlier turns leave room for the answer in what the model reads.
+
+    The newest message may fill all of it: a picture is drawn without an answer in words, and where one does not fit,
+    writing it is refused with a better reason than too long a message.
+    """
+    reads = assistant.model.config.text["max_position_embeddings"]
+    room = reads - options.max_length
+    tokens = min(Limits.tokens, room if room > 0 else reads)
+    return Limits(options.keep_turns, options.keep_images, tokens, reads)
 
 
 def _last_answer(conversation: Conversation, pictures: ChatPictures) -> io.NodeOutput:
     """What goes out when nothing is asked. Before a conversation has begun nothing does, and all else on the canvas runs."""
     if not conversation.turns:
         nothing: Any = ExecutionBlocker(None)
-        note = "The message is empty and there is no conversation yet, so nothing was asked; write something to begin one."
+        note = "In this run nothing was asked here and there is no conversation yet; send a message to begin one."
         return output_with_notes(nothing, nothing, conversation, notes=[note])
     turn = conversation.turns[-1]
-    notes = ["The message is empty, so nothing was asked; the last answer went out again."]
+    notes = ["In this run nothing was asked here, so the last answer went out again."]
     image: Any = ExecutionBlocker(None)
     if turn.images:
         try:

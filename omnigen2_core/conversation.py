@@ -176,15 +176,17 @@ class Limits:
     Attributes:
         turns: Of both sides, the answer to come included; at least 2.
         images: In all turns together. Those of the newest message always stay.
-        tokens: Of the whole prompt with its images, of which one takes at most 16384.
+        tokens: Of the whole prompt with its images, of which one takes at most 16384; the newest message may have more.
+        message_tokens: Of the prompt of the newest message alone, which is refused above it; at least `tokens`.
     """
 
     turns: int = 40
     images: int = 8
     tokens: int = 20480
+    message_tokens: int = 128_000
 
     def __post_init__(self) -> None:
-        for name, least in (("turns", 2), ("images", 0), ("tokens", 1)):
+        for name, least in (("turns", 2), ("images", 0), ("tokens", 1), ("message_tokens", self.tokens)):
             if getattr(self, name) < least:
                 raise ConversationError(f"The limit on {name} is {getattr(self, name)}; set it to {least} or more.")
 
@@ -220,7 +222,7 @@ def bounded(
 
     The oldest images go first, then the oldest turns, a message with its answer at a time; the newest message stays
     whole. `count_tokens` gives the length of a conversation's prompt. Raises ConversationError when the newest message
-    alone is too long.
+    alone is longer than `limits.message_tokens`.
     """
     images: list[str] = []
     turns = 0
@@ -247,12 +249,13 @@ def bounded(
         pass
     while len(conversation.turns) + 1 > limits.turns and drop_exchange():
         pass
-    while (tokens := count_tokens(conversation)) > limits.tokens:
-        if not drop_image() and not drop_exchange():
-            raise ConversationError(
-                f"The message with its images has {tokens} tokens and the conversation may have {limits.tokens}; "
-                "shorten it or use smaller images."
-            )
+    while (tokens := count_tokens(conversation)) > limits.tokens and (drop_image() or drop_exchange()):
+        pass
+    if tokens > limits.message_tokens:
+        raise ConversationError(
+            f"The message with its images has {tokens} tokens and may have {limits.message_tokens}; shorten it or use "
+            "fewer or smaller images."
+        )
     return conversation, Dropped(tuple(images), turns)
 
 

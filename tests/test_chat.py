@@ -229,6 +229,14 @@ def test_the_token_limit_counts_images_as_the_model_sees_them(monkeypatch, assis
     assert turn(talk, "And?", limits=Limits(tokens=length - 1)).dropped.images == ("a.png",)
 
 
+def test_a_message_longer_than_a_conversation_may_be_is_answered_without_what_came_before(monkeypatch, assistant, turn):
+    says(monkeypatch, assistant, "A.", "B.")
+    talk = turn(Conversation(), "What?", ["a.png"]).conversation
+    said = turn(talk, "And?", ["b.png"], limits=Limits(tokens=1))
+    assert said.conversation.turns == (Turn(Role.USER, "And?", ("b.png",)), Turn(Role.ASSISTANT, "B."))
+    assert said.dropped.turns == 2
+
+
 def test_a_picture_of_an_earlier_turn_that_is_gone_is_told_of(monkeypatch, assistant, turn, files):
     says(monkeypatch, assistant, "A fox.", "Yes.")
     talk = turn(Conversation(), "What is it?", ["a.png"]).conversation

@@ -176,9 +176,19 @@ def test_too_many_tokens_cost_first_the_oldest_images_then_the_oldest_turns():
 def test_the_newest_message_stays_whole_or_is_refused():
     kept, _ = bounded(talk(3), Limits(turns=2, images=0, tokens=110), by_parts)
     assert kept.turns == talk(3).turns[-1:]
-    with pytest.raises(ConversationError, match="110 tokens and the conversation may have 109; .* smaller images.$") as refusal:
-        bounded(talk(3), Limits(tokens=109), by_parts)
+    with pytest.raises(ConversationError, match="110 tokens and may have 109; .* smaller images.$") as refusal:
+        bounded(talk(3), Limits(tokens=109, message_tokens=109), by_parts)
     assert "limit" not in str(refusal.value), "who reads this has no input for it"
+
+
+def test_a_message_longer_than_a_conversation_may_be_costs_the_earlier_turns_and_nothing_else():
+    kept, dropped = bounded(talk(3), Limits(tokens=109, message_tokens=110), by_parts)
+    assert kept.turns == talk(3).turns[-1:] and dropped.turns == 6
+
+
+def test_a_message_may_show_two_photos_of_a_phone():
+    photos = Conversation((Turn(Role.USER, "Put the woman from image 1 into image 2.", ("1.png", "2.png")),))
+    assert bounded(photos, Limits(), lambda _: 60 + 2 * 144 * 108) == (photos, Dropped())
 
 
 def test_what_was_dropped_is_told_in_sentences():
@@ -187,7 +197,7 @@ def test_what_was_dropped_is_told_in_sentences():
     assert turns == "To stay within the limits, the oldest 2 turns were dropped."
 
 
-@pytest.mark.parametrize("limits", [{"turns": 1}, {"images": -1}, {"tokens": 0}])
+@pytest.mark.parametrize("limits", [{"turns": 1}, {"images": -1}, {"tokens": 0}, {"tokens": 9, "message_tokens": 8}])
 def test_limits_that_leave_nothing_are_refused(limits):
     with pytest.raises(ConversationError, match="set it to"):
         Limits(**limits)

@@ -184,6 +184,39 @@ def test_what_is_being_written_in_a_chat_behind_this_one_is_not_sent(chats, canv
     assert second.texts == ["What is it?", "A fox.", "And now?", "A wolf."]
 
 
+def test_what_is_being_written_in_a_chat_that_this_one_needs_is_not_sent(chats, canvas):
+    first, second = chats("A fox.", "A wolf.")
+    canvas.evaluate("([from, to]) => app.graph.getNodeById(from).connect(2, app.graph.getNodeById(to), 'conversation')", [first.node, second.node])
+    assert first.send("What is it?") == "execution_success"
+    first.field.fill("Not sent ye")
+    assert second.send("And now?") == "execution_success"
+    assert second.texts == ["What is it?", "A fox.", "And now?", "A wolf."]
+    assert first.texts == ["What is it?", "A fox."] and first.field.input_value() == "Not sent ye"
+    assert canvas.errors == []
+
+
+def test_a_chat_that_an_input_holds_back_says_so(chats, canvas):
+    """An image of another chat, whose last answer was in words."""
+    first, second = chats("A fox.", "A wolf.")
+    canvas.evaluate(
+        """([from, to]) => {
+            const slot = app.graph.getNodeById(to).inputs.findIndex(input => input.name === 'images.image_1');
+            app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), slot);
+        }""",
+        [first.node, second.node],
+    )
+    assert canvas.prompt()[str(second.node)]["inputs"]["images.image_1"] == [str(first.node), 1]
+    assert first.send("What is it?") == "execution_success"
+    second.begin("And this?")
+    expect(second.status).to_contain_text("one of its inputs gave nothing", timeout=PATIENCE)
+    assert second.log.inner_text() == EMPTY and second.field.input_value() == "And this?"
+    first.writes(DRAW)
+    assert first.send("Draw it.") == "execution_success"
+    assert second.send("And this?") == "execution_success"
+    assert second.saved == [("user", "And this?", 1), ("assistant", "A wolf.", 0)]
+    assert canvas.errors == []
+
+
 def test_a_chat_that_is_muted_says_so_and_runs_nothing(chats, canvas):
     muted, other = chats("A fox.", "A wolf.")
     other.field.fill("Not sent yet.")

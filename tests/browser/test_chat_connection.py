@@ -76,6 +76,44 @@ def test_an_answer_that_came_while_the_page_was_not_connected_is_added_when_it_i
     assert canvas.errors == []
 
 
+def test_an_answer_is_added_though_the_page_heard_nothing_of_its_run(chats, canvas):
+    [chat] = chats("A fox.")
+    with canvas.disconnected():
+        with canvas.page.expect_response("**/prompt") as answered:
+            chat.begin("What is it?")
+        canvas.server.wait(answered.value.json()["prompt_id"])
+    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == ""
+    assert canvas.errors == []
+
+
+def test_an_answer_that_came_while_the_page_was_loaded_anew_is_added_when_it_is_there(open_canvas, folder):
+    canvas = open_canvas()
+    canvas.reset()
+    [chat] = add_chats(canvas, folder, "A fox.")
+    chat.writes("a fox", held=True)
+    try:
+        chat.begin("What is it?")
+        expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+        run = chat.run
+        canvas.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+        canvas.page.wait_for_timeout(2000)  # the frontend keeps what it opens again a moment after a change
+        canvas.page.goto("about:blank")
+    finally:
+        chat.let_go()
+    canvas.server.wait(run)
+    canvas.page.goto(canvas.server.url)
+    canvas.page.wait_for_function(
+        """(id) => window.app?.vueAppReady && !document.querySelector('#splash-loader')
+            && app.graph?.getNodeById(id)?.comfyClass === 'OmniGen2Chat'""",
+        arg=chat.node,
+    )
+    canvas.page.wait_for_timeout(1000)
+    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert chat.texts == ["What is it?", "a fox"] and chat.field.input_value() == ""
+    assert canvas.errors == []
+
+
 def test_a_turn_that_ended_with_the_server_is_shown_no_longer_when_there_is_one_again(chats, canvas):
     [chat] = chats("A fox.")
     with canvas.disconnected(at="omnigen2.chat"):

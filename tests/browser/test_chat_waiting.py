@@ -5,7 +5,18 @@ from __future__ import annotations
 import json
 
 from browser_harness import PATIENCE
+from chat_nodes import undo
 from playwright.sync_api import expect
+
+LEAVE = "() => { window.own = app.extensionManager.workflow.activeWorkflow }"
+COME_BACK = "async () => { await app.loadGraphData(window.own.activeState, true, true, window.own) }"
+CHANGE = """(id) => {
+    const node = app.graph.getNodeById(id), tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    tracker.captureCanvasState();
+    node.properties.changed = true;
+    tracker.captureCanvasState();
+    window.before = node;
+}"""
 
 
 def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
@@ -87,13 +98,56 @@ def test_an_answer_finds_its_chat_though_the_next_message_was_typed_and_another_
     chat.begin("What is it?")
     expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
     chat.field.fill("And where?")
-    canvas.evaluate("() => { window.own = app.extensionManager.workflow.activeWorkflow }")
+    canvas.evaluate(LEAVE)
     canvas.reset()
     chat.let_go()
     canvas.page.wait_for_function("window.chatEnd")
-    canvas.evaluate("async () => { await app.loadGraphData(window.own.activeState, true, true, window.own) }")
+    canvas.evaluate(COME_BACK)
     expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
     assert chat.texts[0] == "What is it?" and chat.field.input_value() == "And where?"
+
+
+def begin_and_hold(chat) -> None:
+    """Send a message whose answer is written up to its last token, so that the page hears no more of it for now."""
+    chat.writes("a fox in the snow", held=True)
+    chat.begin("What is it?")
+    expect(chat.log).to_contain_text("a fox i", timeout=PATIENCE)
+    chat.canvas.page.wait_for_timeout(500)
+
+
+def is_still_made(chat) -> None:
+    """Its turn is shown, and the message after it waits for the answer, which then comes."""
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    shown = chat.texts
+    assert len(shown) == 2 and shown[0] == "What is it?" and shown[1].startswith("a fox i")
+    chat.field.fill("And where?")
+    chat.field.press("Enter")
+    assert chat.status.inner_text() == "The last message is not answered yet."
+    chat.let_go()
+    chat.canvas.page.wait_for_function("window.chatEnd")
+    expect(chat.log).not_to_have_attribute("aria-busy", "true", timeout=PATIENCE)
+    assert chat.texts == ["What is it?", "a fox in the snow"] and chat.field.input_value() == "And where?"
+    assert chat.canvas.server.get("/queue")["queue_pending"] == [] and chat.status.inner_text() == ""
+
+
+def test_a_turn_is_still_being_made_when_its_workflow_is_looked_at_again(chats, canvas):
+    [chat] = chats("A fox.")
+    begin_and_hold(chat)
+    canvas.evaluate(LEAVE)
+    canvas.reset()
+    canvas.evaluate(COME_BACK)
+    is_still_made(chat)
+    assert canvas.errors == []
+
+
+def test_a_turn_is_still_being_made_when_undo_has_made_its_node_anew(chats, canvas):
+    [chat] = chats("A fox.")
+    begin_and_hold(chat)
+    canvas.evaluate(CHANGE, chat.node)
+    undo(canvas)
+    assert canvas.evaluate("(id) => app.graph.getNodeById(id) !== window.before", chat.node)
+    is_still_made(chat)
+    assert canvas.errors == []
 
 
 def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, canvas):
@@ -127,6 +181,23 @@ def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(ch
         chat.field.press("Enter")
     assert chat.end() == "execution_success"
     assert chat.texts == ["Again?", "A fox."]
+
+
+def test_a_message_that_is_taken_out_of_the_queue_before_its_run_says_so(chats, canvas):
+    first, second = chats("A fox.", "A bear.")
+    first.writes("a fox in the snow ", held=True)
+    first.begin("What is it?")
+    expect(first.status).to_have_text("Writing …", timeout=PATIENCE)
+    with canvas.page.expect_response("**/prompt"):
+        second.begin("And what is it here?")
+    canvas.server.post("/queue", {"clear": True})
+    first.let_go()
+    expect(second.status).to_contain_text("as it was", timeout=PATIENCE)
+    expect(first.log).not_to_have_attribute("aria-busy", "true", timeout=PATIENCE)
+    assert first.texts[0] == "What is it?" and first.status.inner_text() == ""
+    assert second.field.input_value() == "And what is it here?"
+    assert second.send("And what is it here?") == "execution_success"
+    assert second.texts == ["And what is it here?", "A bear."]
 
 
 def test_a_message_that_was_cancelled_does_not_hold_back_the_next_while_others_wait(chats, canvas):

@@ -122,6 +122,31 @@ def test_a_picture_that_was_drawn_is_changed_in_its_own_size_whatever_the_limit_
     assert opened(server, conversation(server.run(talk.graph), node).images[-1]).size == (160, 48)
 
 
+def test_a_connected_image_that_is_the_newest_of_the_conversation_is_shown_once(server, folder):
+    def ask(message: str, written: str, **inputs) -> Conversation:
+        talk = Talk(folder)
+        node = talk.say(message, written, [talk.pictures(width=96, colour=0x405060)], **inputs)
+        return conversation(server.run(talk.graph), node)
+
+    told = ask("What is this?", "A wall.")
+    said = ask("Make it night.", DRAW, history=told.to_json(), show_last_picture=True)
+    assert said.turns[2].images == told.images
+    assert opened(server, said.images[-1]).size == (96, 64)
+
+
+def test_a_list_of_images_is_shown_with_one_message(server, folder):
+    talk = Talk(folder)
+    batch = talk.pictures(3, colour=0x102030)
+    listed = talk.graph.add("RebatchImages", images=batch, batch_size=1)[0]
+    fixed = {"shift": "fixed", "shift.value": 2.0}
+    nodes = [talk.say("Draw them together.", DRAW, [images], **fixed) for images in (listed, batch)]
+    result = server.run(talk.graph)
+    several, one = (conversation(result, node) for node in nodes)
+    assert [len(turn.images) for turn in several.turns] == [3, 1] and several.turns[0] == one.turns[0]
+    drawn = [opened(server, said.images[-1]).tobytes() for said in (several, one)]
+    assert drawn[0] == drawn[1]
+
+
 def test_an_image_that_stays_connected_is_one_file(server, folder):
     talk = Talk(folder)
     node = talk.say("What is it?", "A wall.", [talk.pictures(2, colour=0x123456)])
@@ -267,6 +292,15 @@ def test_a_server_restart_between_turns_loses_nothing(start_server, golden):
     assert all((server.output / name).is_file() for name in second.images)
 
 
+def test_a_message_that_leaves_no_room_for_words_can_still_be_drawn(server, folder):
+    """The model reads 4096 tokens, and the message alone is more than the 96 that are left."""
+    message = "A fox in the snow. " * 8
+    assert len(turn(server, folder, message, mode="draw", max_length=4000).turns[-1].images) == 1
+    talk = Talk(folder)
+    talk.say(message, mode="text", max_length=4000)
+    assert "more than the 4096" in refusal(server, talk)
+
+
 # While it is made
 
 
@@ -358,6 +392,7 @@ def test_a_link_that_leads_out_of_the_output_folder_is_not_followed(server, fold
         ({"shift": "odd"}, "choose auto, fixed or none"),
         ({"message": "<|image_pad|>"}, "<|image_pad|>"),
         ({"mode": "text", "max_length": 5000}, "more than the 4096"),
+        ({"message": "x" * 4100}, "tokens and may have 4096"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_a_sentence(server, folder, inputs, message):
@@ -367,6 +402,23 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(server, folder, inputs
     talk.say(images=[talk.pictures(amount)] if amount else [], **inputs)
     error = refusal(server, talk)
     assert message in error and "\n" not in error.strip()
+
+
+def test_the_newest_picture_is_one_too_many_beside_five_that_are_connected(server, folder):
+    told = turn(server, folder, "Draw a fox.", DRAW)
+    talk = Talk(folder)
+    talk.say("Make it red.", DRAW, [talk.pictures(5)], history=told.to_json(), show_last_picture=True)
+    error = refusal(server, talk)
+    assert "5 images are connected and show_last_picture adds another" in error and "\n" not in error.strip()
+
+
+def test_one_text_of_a_list_is_a_message_and_several_are_refused(server, folder):
+    talk = Talk(folder)
+    node = talk.say(talk.graph.add("TestTexts", lines="What is it?")[0], "A fox.")
+    assert [turn.text for turn in conversation(server.run(talk.graph), node).turns] == ["What is it?", "A fox."]
+    talk.say(talk.graph.add("TestTexts", lines="What is it?\nSure?")[0], "A fox.")
+    error = refusal(server, talk)
+    assert "The list at message has 2 texts" in error and "\n" not in error.strip()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
+import { follow, forget, forgetAll, pendingHere, pendingOf, wait } from "./pending.js";
 import { partFor, pathsBehind } from "./prompts.js";
-import { isForCanvas, whenEnded, whenExecuted, whenQueued } from "./runs.js";
+import { isForCanvas, isOnCanvas, whenEnded, whenExecuted, whenOpened, whenQueued } from "./runs.js";
 import { CHAT, inLocale } from "./words.js";
 
 const NODE = "OmniGen2Chat";
@@ -19,6 +20,9 @@ const words = () => inLocale(CHAT);
 const active = () => app.extensionManager.workflow?.activeWorkflow ?? null;
 
 const chats = new WeakMap();
+
+// The nodes whose messages are being sent, by the list of the outputs that are to run for them.
+const senders = new WeakMap();
 
 // Answers that came while their workflow was not on the canvas; they are given to it when it is there again.
 const waiting = [];
@@ -102,8 +106,7 @@ class Chat {
     this.json = "";
     this.shown = [];
     this.passing = [];
-    // What this node was asked and has no answer to yet, whether a message is being sent, and what the user was told meanwhile.
-    this.asked = [];
+    // Whether a message is being sent, and what the user was told meanwhile.
     this.sending = false;
     this.told = "";
     this.makeLog();
@@ -172,6 +175,11 @@ class Chat {
     this.composer.dataset.omnigen2Chat = "composer";
     this.composer.append(this.field, buttons);
     this.composer.addEventListener("keydown", keepKey);
+  }
+
+  // What this node was asked and has no answer to yet.
+  get asked() {
+    return pendingOf(this.node);
   }
 
   get history() {
@@ -262,6 +270,7 @@ class Chat {
       this.say(words().off);
       return;
     }
+    senders.set(targets, this.node);
     const widgets = Object.keys(partFor(output, targets)).flatMap((path) => findNode(path)?.widgets ?? []);
     for (const widget of widgets) widget.beforeQueued?.({});
     if ((await app.queuePrompt(0, 1, targets)) === false) return;
@@ -292,10 +301,15 @@ class Chat {
     this.turns.querySelectorAll("[data-omnigen2-gone]").forEach(askAgain);
   }
 
-  // Ends a turn that got no answer.
-  stop(idle) {
-    if (idle) this.asked = [];
-    if (this.coming) {
+  // Ends a turn whose run succeeded without this node: an input held it back.
+  skip() {
+    this.show();
+    this.say(words().skipped);
+  }
+
+  // Ends a turn that got no answer. lost: whether it will never get one, as when its run was taken out of the queue.
+  stop(lost) {
+    if (this.coming || lost) {
       this.show();
       this.say(words().stopped);
     } else if (this.told && !this.asked.length) {
@@ -309,14 +323,13 @@ class Chat {
   fits(answer, known = false) {
     if (answer.before !== this.json) return false;
     const linked = this.node.inputs?.some((input) => input.widget?.name === "message" && input.link != null);
-    return known || linked || answer.message === this.message || this.asked.includes(answer.message);
+    return known || linked || [this, ...this.asked].some(({ message }) => message === answer.message);
   }
 
   // Whether `message` was asked; it is not any more.
   answered(message) {
-    const index = this.asked.indexOf(message);
-    if (index >= 0) this.asked.splice(index, 1);
-    return index >= 0;
+    const turn = this.asked.find((asked) => asked.message === message);
+    return Boolean(turn && forget(turn));
   }
 
   add(answer) {
@@ -330,14 +343,31 @@ class Chat {
   }
 }
 
+// Whether an entry of a prompt is a chat with a field to write in.
+function isDraft({ class_type, inputs }) {
+  return class_type === NODE && !Array.isArray(inputs?.message);
+}
+
+// What is being written in the other chats that a message needs is not sent with it.
+function leaveOutDrafts(prompt, sender) {
+  for (const [path, entry] of Object.entries(prompt)) {
+    if (isDraft(entry) && findNode(path) !== sender) entry.inputs.message = "";
+  }
+}
+
 // The outputs that a message is for, by their paths: the node, and what hangs on it. Another chat whose message is still being
 // written is not one of them. None for a node that does not run.
 function targetsOf(prompt, node) {
   const path = Object.keys(prompt).find((other) => findNode(other) === node);
   if (path === undefined) return [];
-  const isDraft = ({ class_type, inputs }) => class_type === NODE && !Array.isArray(inputs?.message);
   const isOutput = (other) => LiteGraph.registered_node_types[prompt[other].class_type]?.nodeData?.output_node;
   return pathsBehind(prompt, path, isDraft).filter(isOutput);
+}
+
+// A message's run is over. An answer for a workflow that is not on the canvas is still on its way.
+function conclude(turn, succeeded) {
+  if (!succeeded) forget(turn);
+  else if (isOnCanvas(turn.request.owner) && forget(turn)) chatAt(turn.path)?.skip();
 }
 
 // Has the frontend's undo take note of how the workflow is now.
@@ -419,25 +449,32 @@ app.registerExtension({
   },
   setup() {
     api.addEventListener("omnigen2.chat", ({ detail }) => {
+      follow(detail);
       if (isForCanvas(detail.prompt_id)) chatAt(detail.node)?.live(detail);
     });
     api.addEventListener("reconnected", () => {
       for (const node of allNodes()) chats.get(node)?.askForPictures();
     });
     // What was sent, and not what is in the field by now: the user may already be typing the next message.
-    whenQueued((prompt) => {
-      const sent = Object.entries(prompt)
-        .map(([path, { inputs }]) => ({ chat: chatAt(path), message: inputs?.message }))
-        .filter(({ chat, message }) => chat && typeof message === "string" && message.trim());
-      for (const { chat, message } of sent) chat.asked.push(message);
-      return () => sent.forEach(({ chat, message }) => chat.answered(message));
+    whenQueued((prompt, request) => {
+      if (senders.has(request.targets)) leaveOutDrafts(prompt, senders.get(request.targets));
+      const turns = Object.entries(prompt)
+        .filter(([, entry]) => isDraft(entry) && entry.inputs?.message?.trim?.())
+        .map(([path, { inputs }]) => ({ request, path, message: inputs.message, detail: null }));
+      wait(turns);
+      return (succeeded) => turns.forEach((turn) => conclude(turn, succeeded));
     });
     whenExecuted((path, output, known) => {
       const [answer] = output.omnigen2_chat ?? [];
       if (answer) receive(path, answer, known);
     });
+    whenOpened(() => {
+      for (const { path, detail } of pendingHere()) if (detail) chatAt(path)?.live(detail);
+    });
     whenEnded((idle) => {
-      for (const node of allNodes()) chats.get(node)?.stop(idle);
+      const lost = idle ? pendingHere().map(({ path }) => chatAt(path)) : [];
+      if (idle) forgetAll();
+      for (const node of allNodes()) chats.get(node)?.stop(lost.includes(chats.get(node)));
     });
   },
 });

@@ -1,6 +1,6 @@
-// What runs report, for the other files here. While the page is not connected the server's messages go nowhere: what it
-// missed is had from the server's history afterwards. A server that was restarted has none, and its run has ended.
-// Nodes are known by their numbers, which every workflow has anew: what a run reports is for the workflow that it was
+// What runs report, for the other files here. While the page is not connected, or is loaded anew, the server's messages go
+// nowhere: what it missed is had from the server's history afterwards. A server that was restarted has none, and its run has
+// ended. Nodes are known by their numbers, which every workflow has anew: what a run reports is for the workflow that it was
 // queued from, and waits until that one is on the canvas.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
@@ -12,6 +12,7 @@ const ENDS = [SUCCESS, "execution_error", "execution_interrupted"];
 const onQueued = [];
 const onExecuted = [];
 const onEnded = [];
+const onOpened = [];
 
 // The runs that have begun, by id: {told, gap}, the nodes that have reported and whether messages may be missing.
 const runs = new Map();
@@ -29,16 +30,23 @@ const MOST_HELD = 200;
 let sent = 0;
 let sending = 0;
 
-// What undoes the taking note of each prompt that the server has taken, by its run's id, until that run ends. One that was
-// taken out of the queue has no end, but the queue has. And whether the runs succeeded that ended before the server's answer.
-const undoing = new Map();
+// What is to be told of the end of each prompt that the server has taken, by its run's id. One that was taken out of the
+// queue has no end, but the queue has. And whether the runs succeeded that ended before the server's answer.
+const awaited = new Map();
 const endedEarly = new Map();
+
+// Where the page keeps the ids of the runs that it awaits, in case it is loaded anew.
+const KEPT = "omnigen2.runs";
 
 // How many workflows are being opened: meanwhile the new one's nodes are there, and the one before is still the active one.
 let opening = 0;
 
 const active = () => app.extensionManager.workflow?.activeWorkflow ?? null;
-const isOnCanvas = (owner) => !opening && owner === active();
+
+// Whether a workflow, such as a request's owner, is the one on the canvas.
+export function isOnCanvas(owner) {
+  return !opening && owner === active();
+}
 
 // Whether what a run reports is for the workflow on the canvas. A run of which that is not known is taken for one of it.
 export function isForCanvas(run) {
@@ -79,6 +87,7 @@ function followOpening() {
       setTimeout(() => {
         opening -= 1;
         deliverHeld();
+        for (const react of onOpened) react();
       });
     }
   };
@@ -92,19 +101,22 @@ function followQueue() {
     const [, prompt, options] = values;
     const targets = options?.partialExecutionTargets;
     const sends = targets?.length ? partFor(prompt?.output ?? {}, targets) : (prompt?.output ?? {});
-    const takeBack = onQueued.map((react) => react(sends));
+    const request = { owner, targets, run: null };
+    const reacts = onQueued.map((react) => react(sends, request));
     sent += 1;
     sending += 1;
     try {
       const answer = await queuePrompt.apply(this, values);
       const run = answer?.prompt_id;
+      request.run = run ?? null;
       if (owner && run) owners.set(run, new WeakRef(owner));
       if (owners.size > MOST_OWNERS) owners.delete(owners.keys().next().value);
-      if (run) undoing.set(run, takeBack);
+      if (run) awaited.set(run, reacts);
+      keepAwaited();
       if (endedEarly.has(run)) settle(run, endedEarly.get(run));
       return answer;
     } catch (refused) {
-      for (const undo of takeBack) undo();
+      for (const over of reacts) over(false);
       throw refused;
     } finally {
       sending -= 1;
@@ -112,8 +124,9 @@ function followQueue() {
   };
 }
 
-// react(prompt) is called with what will run of the API prompt that the page is about to send, and returns what undoes it,
-// which is called if the server does not take the prompt, or when its run has ended without having got that far.
+// react(prompt, request) is called with what will run of the API prompt that the page is about to send, which it may still
+// change, and returns over(succeeded). That is called when the run has ended, or with false if the server does not take the
+// prompt. request: {owner, targets, run}, the workflow, the outputs if not all are to run, and the run's id once it has one.
 export function whenQueued(react) {
   onQueued.push(react);
 }
@@ -130,6 +143,11 @@ export function whenEnded(react) {
   onEnded.push(react);
 }
 
+// react() is called when a workflow has been opened, or one of its earlier states, and what waited for it was delivered.
+export function whenOpened(react) {
+  onOpened.push(react);
+}
+
 function tell(run, path, output) {
   deliver(run, `executed ${run} ${path}`, () => {
     for (const react of onExecuted) react(path, output ?? {}, owners.has(run));
@@ -137,15 +155,29 @@ function tell(run, path, output) {
 }
 
 function end(idle = false) {
-  if (idle) for (const known of [undoing, endedEarly]) known.clear();
+  if (idle) {
+    for (const known of [awaited, endedEarly]) known.clear();
+    keepAwaited();
+  }
   for (const react of onEnded) react(idle);
 }
 
-// Undoes the taking note of a run's prompt unless all of it ran, or has that done once the run is known.
+// Tells those who took note of a run's prompt how it ended, or has that done once the run is known.
 function settle(run, succeeded) {
-  if (!undoing.has(run) && sending) endedEarly.set(run, succeeded);
-  if (!succeeded) for (const undo of undoing.get(run) ?? []) undo();
-  undoing.delete(run);
+  if (!awaited.has(run) && sending) endedEarly.set(run, succeeded);
+  for (const over of awaited.get(run) ?? []) over(succeeded);
+  awaited.delete(run);
+  keepAwaited();
+}
+
+function keepAwaited() {
+  sessionStorage.setItem(KEPT, JSON.stringify([...awaited.keys()]));
+}
+
+// What was reported of the runs that are awaited may not have been heard, their beginning included.
+function doubt() {
+  for (const run of awaited.keys()) if (!runs.has(run)) runs.set(run, { told: new Set(), gap: true });
+  for (const run of runs.values()) run.gap = true;
 }
 
 async function get(path) {
@@ -200,18 +232,23 @@ app.registerExtension({
     for (const kind of ENDS) {
       api.addEventListener(kind, ({ detail }) => {
         const run = detail.prompt_id;
+        // What is missing of a run that succeeded may be the answer that is awaited of it.
+        if (kind !== SUCCESS || !runs.get(run)?.gap) settle(run, kind === SUCCESS);
         if (!runs.get(run)?.gap) runs.delete(run);
-        settle(run, kind === SUCCESS);
         end();
       });
     }
-    api.addEventListener("reconnected", () => {
-      for (const run of runs.values()) run.gap = true;
-    });
+    api.addEventListener("reconnected", doubt);
     // The server sends it to a page that connects, and when it has put a run into its history.
     api.addEventListener("status", ({ detail }) => {
       if (detail?.exec_info?.queue_remaining === 0) askTwice(endIfIdle);
       if (detail && [...runs.values()].some(({ gap }) => gap)) askTwice(makeUp);
     });
+    // Those that the page awaited when it was left.
+    for (const run of JSON.parse(sessionStorage.getItem(KEPT) ?? "[]")) awaited.set(run, []);
+    if (awaited.size) {
+      doubt();
+      askTwice(makeUp);
+    }
   },
 });
