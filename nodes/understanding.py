@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -17,7 +18,7 @@ from ..omnigen2_core.presets import PRESETS, Preset
 from .host.assistant import assistant_of
 from .host.live_text import LiveText
 from .host.notes import output_with_notes
-from .host.references import all_pictures
+from .host.references import all_pictures, pictures_in
 
 CATEGORY = "OmniGen2/understanding"
 OWN_QUESTION = "own_question"
@@ -109,13 +110,16 @@ class OmniGen2Ask(io.ComfyNode):
     def execute(cls, question, images=None, **lists) -> io.NodeOutput:
         settings = SimpleNamespace(**{name: values[0] for name, values in lists.items()})
         preset = PRESETS.get(settings.preset)
+        # Questions about one tensor share its pictures. A tensor is hashed by its identity.
+        read = cache(pictures_in)
         asked = [
             one
             for text, slots in _runs(question, images or {})
-            for one in _questions(text, all_pictures(slots), preset, settings.each_image)
+            for one in _questions(text, all_pictures(slots, read), preset, settings.each_image)
         ]
         max_length = settings.max_length or (preset.max_new_tokens if preset else understanding.MAX_NEW_TOKENS)
         live = LiveText(cls.hidden.unique_id, len(asked), max_length, settings.at_once)
+        live.begin()
         answers = understanding.ask(
             assistant_of(settings.clip),
             [text for text, _ in asked],
@@ -196,6 +200,7 @@ class OmniGen2EnhancePrompt(io.ComfyNode):
             shown = live.finish(edited)
             note = "The text in edited was used and the model not asked; empty the field to have the prompt rewritten."
             return output_with_notes(edited, notes=[note], text=[edited], **shown)
+        live.begin()
         assistant = assistant_of(clip)
         settings = SimpleNamespace(**sampling)
         enhanced = enhance.enhance_prompt(
@@ -326,8 +331,19 @@ def _questions(
 
 
 def _notes(answers: Sequence[Answer], max_length: int) -> list[str]:
-    cut = [str(number) for number, answer in enumerate(answers, 1) if not answer.complete]
-    if not cut:
-        return []
-    which = "The answer was" if len(answers) == 1 else f"Answers {', '.join(cut)} were"
-    return [f"{which} cut off after {max_length} tokens; raise max_length for more."]
+    cut = [number for number, answer in enumerate(answers, 1) if not answer.complete]
+    silent = [number for number, answer in enumerate(answers, 1) if answer.complete and not answer.text.strip()]
+    notes = []
+    if cut:
+        notes.append(f"{_named(cut, answers)} cut off after {max_length} tokens; raise max_length for more.")
+    if silent:
+        notes.append(f"{_named(silent, answers)} ended by the model without a word; ask in other words.")
+    return notes
+
+
+def _named(numbers: Sequence[int], answers: Sequence[Answer]) -> str:
+    """The beginning of a sentence about the answers of these numbers, counted from 1."""
+    if len(answers) == 1:
+        return "The answer was"
+    listed = ", ".join(map(str, numbers))
+    return f"Answer {listed} was" if len(numbers) == 1 else f"Answers {listed} were"

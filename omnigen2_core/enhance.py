@@ -12,7 +12,7 @@ from typing import Callable, Sequence
 from PIL import Image
 
 from .assistant import Assistant, OnStep, check_image_count
-from .english import is_latin
+from .english import is_english
 from .errors import PromptError
 from .generation import GREEDY, Sampling, readable
 from .profile import PUBLISHED
@@ -103,7 +103,7 @@ def enhance_prompt(
         text = prompt.strip()
         notes.append("The model wrote no prompt, so yours is used as it is.")
     else:
-        if not is_latin(text):
+        if not is_english(text):
             notes.append("The model did not write in English, which OmniGen2 follows best. Try another seed, or edit the prompt.")
         if not answer.complete:
             text = _to_sentence_end(text)

@@ -12,6 +12,7 @@ from omnigen2_core.prompts import OmniGen2Tokenizer
 LONG = (
     'A fox, 3.5 feet long, sits in the snow. Its sign says "Go home!" in red. Behind it stands a blue barn. It is dusk.'
 )
+GERMAN = "Ein roter Fuchs sitzt im Schnee, und hinter ihm steht eine blaue Scheune."
 CHINESE = "一只红色的狐狸坐在雪地里。它的身后是一座蓝色的谷仓！天色已晚。"
 
 
@@ -63,8 +64,10 @@ def test_what_is_around_the_prompt_is_tidied_away(monkeypatch, assistant, writte
     assert enhance_prompt(assistant, "fox").text == prompt
 
 
-@pytest.mark.parametrize(("written", "told"), [(CHINESE, True), ('A red fox under the words "红色的狐狸坐在雪地里".', False)])
-def test_a_prompt_in_another_script_than_english_is_told_of(monkeypatch, assistant, written, told):
+@pytest.mark.parametrize(
+    ("written", "told"), [(CHINESE, True), (GERMAN, True), ('A red fox under the words "红色的狐狸坐在雪地里".', False)]
+)
+def test_a_prompt_in_another_language_than_english_is_told_of(monkeypatch, assistant, written, told):
     says(monkeypatch, assistant, written)
     enhanced = enhance_prompt(assistant, "一只红色的狐狸")
     assert enhanced.text == written

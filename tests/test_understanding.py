@@ -168,7 +168,9 @@ def test_cancelling_leaves_the_model_usable(assistant, when):
         ({"questions": "what is <|image_pad|>?", "images": [[picture(30, 30)]]}, PromptError, "Remove '<|image_pad|>'"),
         ({"images": [[picture(1, 300)]]}, SizeError, "1x300"),
         ({"max_new_tokens": 0}, PromptError, "at most 0 tokens"),
-        ({"questions": "x" * 4000}, PromptError, "more than the 4096"),
+        ({"questions": "x" * 4000}, PromptError, "more than the 4096 that the model reads. Shorten it"),
+        ({"questions": "x" * 5000, "max_new_tokens": 8000}, PromptError, "Shorten it"),
+        ({"max_new_tokens": 4090}, PromptError, "Lower max_length to "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

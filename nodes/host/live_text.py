@@ -16,6 +16,8 @@ SHOWN = "omnigen2_text"
 """The key of a node's output under which web/js/written_text.js finds what to show where the result was kept."""
 INTERVAL = 0.1
 """Seconds between two looks at the text. A model may write more tokens in a second than a browser draws."""
+MOST_SHOWN = 20_000
+"""Characters that a node shows of several answers, which may be those to hundreds of questions. A single one is shown whole."""
 
 
 class LiveText:
@@ -27,6 +29,7 @@ class LiveText:
     def __init__(self, node: str, answers: int, max_new_tokens: int, batch: int = 1):
         """node: the node's id. batch: how many of the `answers` are written at once."""
         self.node = node
+        self.batch = batch
         self.answers = [""] * answers
         self.max_new_tokens = max_new_tokens
         self.progress = comfy.utils.ProgressBar(-(-answers // batch) * max_new_tokens)
@@ -34,6 +37,10 @@ class LiveText:
         self.step = 0
         self.shown = ""
         self.shown_at = 0.0
+
+    def begin(self) -> None:
+        """Take from the node what an earlier run wrote there."""
+        self.send("")
 
     def on_text(self, row: int, piece: str) -> None:
         """An answer has gained `piece`."""
@@ -47,7 +54,8 @@ class LiveText:
         self.step = step
         self.progress.update_absolute(self.batches * self.max_new_tokens + step)
         if time.monotonic() - self.shown_at >= INTERVAL:
-            self.show(self._joined())
+            first = self.batches * self.batch
+            self.show(self._joined(first, first + self.batch))
 
     def finish(self, *answers: str) -> dict[str, list[str]]:
         """Show the answers as they are in the end, which may be tidied up; returns the same for the node's output."""
@@ -67,10 +75,13 @@ class LiveText:
         """Tell the page. ComfyUI's own progress in words would reach every page where none queued the run, and names no run."""
         tell_page(WRITING, self.node, text=as_characters(text))
 
-    def _joined(self) -> str:
+    def _joined(self, first: int = 0, end: int | None = None) -> str:
+        """The answers from index `first` to before `end`, under their numbers where there are several."""
         if len(self.answers) == 1:
             return self.answers[0]
-        return "\n\n".join(f"{number}: {text}" for number, text in enumerate(self.answers, 1) if text)
+        some = enumerate(self.answers[first:end], first + 1)
+        text = "\n\n".join(f"{number}: {answer}" for number, answer in some if answer)
+        return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def as_characters(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from PIL import Image
@@ -28,9 +28,16 @@ def collect_pictures(slots: dict[str, torch.Tensor | None] | None, limit: int) -
     return all_pictures(slots)
 
 
-def all_pictures(slots: dict[str, torch.Tensor | None] | None) -> list[Image.Image]:
-    """As `collect_pictures`, however many they are."""
-    return [to_rgb(to_pil(image)) for batch in _batches(slots) for image in batch]
+def pictures_in(batch: torch.Tensor) -> list[Image.Image]:
+    """The pictures of a batch [B, H, W, C]."""
+    return [to_rgb(to_pil(image)) for image in batch]
+
+
+def all_pictures(
+    slots: dict[str, torch.Tensor | None] | None, read: Callable[[torch.Tensor], list[Image.Image]] = pictures_in
+) -> list[Image.Image]:
+    """As `collect_pictures`, however many they are. `read` gives the pictures of a batch."""
+    return [picture for batch in _batches(slots) for picture in read(batch)]
 
 
 def require_vae(vae: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -37,7 +38,7 @@ def launch(playwright: Playwright) -> Browser:
         return playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
     except Error as failure:
         raise NoBrowser("no Chromium or Chrome could be started: install one (Debian: `apt install chromium`), or run "
-                        f"`playwright install chromium`. {str(failure).splitlines()[0]}") from None
+                        f"`{sys.executable} -m playwright install chromium`. {str(failure).splitlines()[0]}") from None
 
 
 class Canvas:
@@ -225,10 +226,6 @@ class Canvas:
         }""")
         yield
         self.page.wait_for_function("window.connected")
-
-    def body_text(self) -> str:
-        """All text that the page shows."""
-        return self.page.locator("body").inner_text()
 
     def screenshot(self, path: str | os.PathLike, node: int | None = None) -> Path:
         """A picture of the page, or, given a node's id, of that part of the canvas."""

@@ -99,8 +99,8 @@ def published_templates() -> list[Graph]:
         published_masked_edit(),
         published_graph(
             "OmniGen2-LoRA",
-            "## With a LoRA\n\n**OmniGen2 Load LoRA** reads every naming in use; ComfyUI's own LoRA loader skips most OmniGen2 LoRAs silently. "
-            "This one, UMO, keeps several people apart in one picture.",
+            "## With a LoRA\n\n**OmniGen2 Load LoRA** reads every naming in use; ComfyUI's own LoRA loader skips most OmniGen2 LoRAs "
+            "with no more than a line in the log. This one, UMO, keeps several people apart in one picture.",
             "The person from image 1 and the person from image 2 are laughing together on a park bench, photograph.",
             pictures=2,
             lora=True,

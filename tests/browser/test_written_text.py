@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pytest
+from browser_harness import PATIENCE
 from chat_nodes import undo
 from playwright.sync_api import expect
 
@@ -9,8 +10,8 @@ from playwright.sync_api import expect
 # What would be a picture, a link or bold on a page that reads it as HTML or as Markdown.
 HOSTILE = '<img src="x" onerror="window.broken = true"> ![a](http://x.y/z.png) [b](http://x.y) **fox** <b>&amp;</b>'
 
-MAKE = """([folder, text]) => {
-    const [loader, writer, enhance] = ['OmniGen2LoadFolder', 'TestWrites', 'OmniGen2EnhancePrompt'].map((type, i) => {
+MAKE = """([folder, text, type = 'OmniGen2EnhancePrompt', field = 'prompt']) => {
+    const [loader, writer, made] = ['OmniGen2LoadFolder', 'TestWrites', type].map((type, i) => {
         const node = LiteGraph.createNode(type);
         node.pos = [100 + 350 * i, 100];
         app.graph.add(node);
@@ -19,12 +20,27 @@ MAKE = """([folder, text]) => {
     const set = (node, name, value) => { node.widgets.find(w => w.name === name).value = value };
     set(loader, 'folder', folder);
     set(writer, 'text', text);
-    set(enhance, 'prompt', 'a fox');
+    set(made, field, 'a fox');
     loader.connect(1, writer, 0);
-    writer.connect(0, enhance, 0);
-    return enhance.id;
+    writer.connect(0, made, 0);
+    return made.id;
+}"""
+ASK = ["OmniGen2Ask", "question"]
+"""What makes `MAKE` end with that node in place of OmniGen2 Enhance Prompt."""
+WRITES = """(values) => {
+    const { widgets } = app.graph.nodes.find(n => n.type === 'TestWrites');
+    for (const [name, value] of Object.entries(values)) widgets.find(w => w.name === name).value = value;
+}"""
+IS_SHOWN = """([id, text]) => {
+    const shown = app.graph.getNodeById(id).widgets.find(w => w.name === '$$node-text-preview')?.value ?? '';
+    return text ? shown.startsWith(text) : shown === '\\u200b';
 }"""
 EDITED = "(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'edited').value"
+
+
+def shows(canvas, node, text):
+    """Wait until the node's text begins with this, or, for "", until there is a text without anything to see."""
+    canvas.page.wait_for_function(IS_SHOWN, arg=[node, text], timeout=PATIENCE)
 
 
 def edit_button(canvas, name="Edit the rewritten prompt"):
@@ -144,6 +160,32 @@ def test_text_is_written_on_its_own_node_whatever_is_in_view(folder, canvas):
         node,
     )
     assert said == [{"nodeId": str(node), "text": "fox"}], "a node inside of another is not in view"
+
+
+def test_an_answer_without_a_word_takes_the_place_of_the_last_one(folder, canvas):
+    node = canvas.evaluate(MAKE, [folder, "a red fox", *ASK])
+    canvas.run()
+    shows(canvas, node, "a red fox")
+    canvas.evaluate(WRITES, {"text": ""})
+    canvas.run()
+    shows(canvas, node, "")
+    assert canvas.errors == []
+
+
+def test_a_run_that_was_cancelled_leaves_nothing_on_the_node_that_looks_like_an_answer(folder, canvas):
+    node = canvas.evaluate(MAKE, [folder, "a red fox", *ASK])
+    canvas.run()
+    shows(canvas, node, "a red fox")
+    never = canvas.server.folder / "never"
+    canvas.evaluate(WRITES, {"text": "a blue wolf in the snow", "seconds": 0.02, "until": str(never)})
+    canvas.evaluate("() => { app.queuePrompt(0, 1) }")
+    shows(canvas, node, "a blue")
+    canvas.server.interrupt()
+    shows(canvas, node, "")
+    canvas.evaluate(WRITES, {"text": "a green fox", "until": ""})
+    canvas.run()
+    shows(canvas, node, "a green fox")
+    assert canvas.errors == []
 
 
 def test_the_tab_key_comes_to_the_button(folder, canvas):

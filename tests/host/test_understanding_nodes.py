@@ -144,6 +144,30 @@ def test_an_answer_that_was_cut_off_is_said(server, folder):
         assert (result.ui[node]["text"], result.ui[node][NOTES]) == (["a fox"], notes)
 
 
+def test_an_answer_without_a_word_is_said_and_takes_the_place_of_an_earlier_one(server, folder):
+    talk = Talk(folder)
+    talk.writing("")
+    node = talk.ask()
+    result = server.run(talk.graph)
+    assert (result.ui[node]["text"], result.ui[node][SHOWN], result.texts) == ([""], [""], [(node, "")])
+    assert result.ui[node][NOTES] == ["The answer was ended by the model without a word; ask in other words."]
+    listed = talk.graph.add("TestTexts", lines="one?\ntwo?\nthree?")
+    several = talk.ask(listed[0])
+    assert server.run(talk.graph).ui[several][NOTES] == [
+        "Answers 1, 2, 3 were ended by the model without a word; ask in other words."
+    ]
+
+
+def test_a_picture_is_made_once_however_many_questions_are_about_it(server, folder):
+    def count(questions: int) -> int:
+        talk = Talk(folder)
+        talk.clip = talk.graph.add("TestWritesCount", clip=talk.clip)[0]
+        listed = talk.graph.add("TestTexts", lines="\n".join(["what is it?"] * questions))
+        return int(texts(server, talk, talk.ask(listed[0], [talk.batch(1)], at_once=1))[0])
+
+    assert count(40) < count(1) + 20
+
+
 # While it is written
 
 
@@ -154,12 +178,36 @@ def test_text_grows_on_the_node_with_its_very_characters(server, folder):
     node = talk.ask(max_length=0)
     result = server.run(talk.graph)
     shown = [read(piece) for where, piece in result.texts if where == node]
-    assert len(shown) > 3
+    assert len(shown) > 3 and shown[0] == "", "what an earlier run wrote is taken away"
     assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:]))
     assert shown[-1] == text == result.ui[node]["text"][0]
     assert result.ui[node][SHOWN] == [result.texts[-1][1]], "where the result is kept, the page shows this, which is no markup"
     assert not any(mark in piece.replace("&#", "") for _, piece in result.texts for mark in "<>[]_`&")
     assert result.progress(node)[-1] == (256, 256)
+
+
+def test_of_several_answers_the_node_shows_those_being_written_and_in_the_end_all(server, folder):
+    talk = Talk(folder)
+    talk.writing("a fox", seconds=0.12)
+    listed = talk.graph.add("TestTexts", lines="what is it?\nwhat is it?\nwhat is it?")
+    talk.ask(listed[0], at_once=2)
+    shown = [read(piece) for _, piece in server.run(talk.graph).texts]
+    assert shown[-1] == "1: a fox\n\n2: a fox\n\n3: a fox"
+    assert {"1: a fox\n\n2: a fox", "3: a fox"} <= set(shown)
+    assert not any("1: " in text and "3: " in text for text in shown[:-1])
+
+
+def test_many_answers_go_out_whole_and_are_shown_up_to_a_limit(server, folder):
+    talk = Talk(folder)
+    answers = [" ".join(["a fox in the snow"] * 20)] * 64
+    talk.writing(answers[0])
+    listed = talk.graph.add("TestTexts", lines="\n".join(["what is it?"] * 64))
+    node = talk.ask(listed[0], at_once=64, max_length=400)
+    result = server.run(talk.graph)
+    whole = "\n\n".join(f"{number}: {answer}" for number, answer in enumerate(answers, 1))
+    assert result.ui[node]["text"] == answers
+    assert read(result.ui[node][SHOWN][0]) == f"{whole[:20_000]}…"
+    assert max(len(read(piece)) for _, piece in result.texts) == 20_001
 
 
 @pytest.mark.parametrize("way", ["ask", "enhance"])
@@ -232,8 +280,9 @@ def test_an_edited_prompt_goes_out_unchanged_and_the_model_is_not_asked(server, 
 
 def test_the_built_in_model_enhances_as_far_as_its_words_go(server, scenes):
     talk = Talk(BUILT_IN)
-    [text] = texts(server, talk, talk.enhance("a red circle", talk.loaded(scenes[0]), max_length=40))
-    assert text.strip()
+    node = talk.enhance("a red circle", talk.loaded(scenes[0]), max_length=40)
+    result = server.run(talk.graph)
+    assert not any("wrote no prompt" in note for note in result.ui[node][NOTES])
 
 
 # What is refused
@@ -268,7 +317,7 @@ def test_an_encoder_without_eyes_answers_words_and_refuses_images(server, folder
         ("ask", {"question": " "}, "The question is empty"),
         ("ask", {"images": 6}, "Got 6 images for one message"),
         ("ask", {"preset": "caption_dense"}, "about 1 image at a time and got 0"),
-        ("ask", {"max_length": 5000}, "more than the 4096"),
+        ("ask", {"max_length": 5000}, "more than the 4096 that the model reads. Lower max_length to "),
         ("enhance", {"prompt": ""}, "The prompt to enhance is empty"),
         ("enhance", {"images": 6}, "Got 6 images for one message"),
     ],

@@ -4,25 +4,40 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { findNode } from "./notes.js";
-import { isForCanvas, whenExecuted } from "./runs.js";
+import { isForCanvas, whenEnded, whenExecuted } from "./runs.js";
 
 const EVENT = "omnigen2.text";
+
+// The frontend passes over progress text that is empty.
+const BLANK = "\u200b";
+
+// The nodes that are written on, by their paths.
+const unfinished = new Map();
 
 // The frontend would put it on whatever node has that number in the graph that is in view.
 function show(path, text) {
   if (findNode(path)?.graph !== app.canvas?.graph) return;
-  api.dispatchCustomEvent("progress_text", { nodeId: String(path), text });
+  api.dispatchCustomEvent("progress_text", { nodeId: String(path), text: text || BLANK });
 }
 
 app.registerExtension({
   name: "OmniGen2.WrittenText",
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
-      if (isForCanvas(detail.prompt_id)) show(detail.node, detail.text);
+      if (!isForCanvas(detail.prompt_id)) return;
+      unfinished.set(detail.node, findNode(detail.node));
+      show(detail.node, detail.text);
     });
     whenExecuted((path, output) => {
       const [text] = output.omnigen2_text ?? [];
-      if (text) show(path, text);
+      if (text === undefined) return;
+      unfinished.delete(path);
+      show(path, text);
+    });
+    // Half an answer could be taken for a whole one. A node that was made anew since has none.
+    whenEnded(() => {
+      for (const [path, node] of unfinished) if (findNode(path) === node) show(path, "");
+      unfinished.clear();
     });
   },
 });

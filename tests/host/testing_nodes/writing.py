@@ -1,10 +1,12 @@
 """Testing nodes for what the encoder writes."""
+import gc
 import json
 import os
 import sys
 import time
 
 import torch
+from PIL import Image
 
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.text_encoders.omnigen2 import Omnigen2Model
@@ -42,6 +44,35 @@ class TestWrites:
             while until and len(following) == 1 and not os.path.exists(until):
                 throw_exception_if_processing_interrupted()
                 time.sleep(0.02)
+            scores = torch.zeros(len(hidden), vocabulary, device=hidden.device)
+            scores[:, following.pop(0)] = 100.0
+            return scores
+
+        clip.patcher.add_object_patch("transformer.logits", logits)
+        return (clip,)
+
+
+class TestWritesCount:
+    """A CLIP that writes how many pictures, other than opened files, are in this server's memory while it answers."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",)}}
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "write"
+    CATEGORY = "testing"
+
+    def write(self, clip):
+        clip, tokenizer = clip.clone(), clip.tokenizer.tokenizer
+        vocabulary = clip.cond_stage_model.transformer.config.text["vocab_size"]
+        following = []
+
+        def logits(hidden, head_weight=None):
+            if not following:
+                gc.collect()
+                count = sum(type(thing) is Image.Image for thing in gc.get_objects())
+                following.extend([*tokenizer.encode(str(count)), tokenizer.special.im_end])
             scores = torch.zeros(len(hidden), vocabulary, device=hidden.device)
             scores[:, following.pop(0)] = 100.0
             return scores
@@ -129,4 +160,5 @@ class TestWritingMemory:
         return {"ui": {"record": [json.dumps({"bytes": needed})]}}
 
 
-NODES = {node.__name__: node for node in (TestWrites, TestWritesSlowly, TestCoreClip, TestTexts, TestWritingMemory)}
+NODES = {node.__name__: node for node in (
+    TestWrites, TestWritesCount, TestWritesSlowly, TestCoreClip, TestTexts, TestWritingMemory)}
