@@ -12,8 +12,8 @@
     python dev.py convert   make smaller files of the weights: GGUF, fp8, int8
     python dev.py bench     measure speed against ComfyUI's own OmniGen2 and the plain path; memory; loading
 
-`python dev.py COMMAND --help` says more. Everything that is installed goes to `.host/`, which can
-be deleted at any time.
+`python dev.py COMMAND --help` says more (all but `run` set up `.host/` first; that of `test` is
+pytest's). Everything that is installed goes to `.host/`, which can be deleted at any time.
 """
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from .host.vae import OmniGen2VAE
 CATEGORY = "OmniGen2/loaders"
 
 _MODEL_DTYPE_TIP = (
-    "How the weights are stored and computed with. auto: bf16 where the device has it, fp32 elsewhere. fp8, int8 and "
-    "GGUF files stay so, and only compute in what is chosen. fp8_e4m3fn halves the memory at some loss of detail. fp16 "
-    "is for devices without bf16."
+    "How the weights are stored and computed with. auto: bf16 where the device has it, else fp16 if ComfyUI uses that "
+    "there, else fp32. fp8, int8 and GGUF files stay so, and only compute in what is chosen. fp8_e4m3fn halves the "
+    "memory at some loss of detail."
 )
 _ENCODER_DTYPE_TIP = (
     "How the weights are stored. auto: as in the file, computed in bf16 where the device has it and in fp32 "

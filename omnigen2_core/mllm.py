@@ -10,7 +10,7 @@ Shapes: ids and masks [B, L] with 1 = real in the mask; pixel values [patches, c
 
 from __future__ import annotations
 
-from typing import Any, Callable, Collection, Mapping, Sequence
+from typing import Any, Callable, Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from .errors import CheckpointError
 from .mllm_config import MLLMConfig
 from .mrope import rope_positions
 from .quantised import PackedTensor, unpack_elsewhere
-from .vision import token_counts
 
 VISION_MISSING = (
     "This encoder file has no vision part (no visual.* weights), so it cannot look at images. "

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from omnigen2_core.images import from_pixels
 from omnigen2_core.nano import score
-from omnigen2_core.nano.autoencoder import to_pictures, to_tensor
+from omnigen2_core.nano.autoencoder import to_tensor
 from omnigen2_core.nano.drawing import CONFIG, Examples, Mix
 from omnigen2_core.nano.encoder import Examples as ReadingExamples
 from omnigen2_core.nano.encoder import question_prompt
@@ -174,8 +175,8 @@ def test_the_shipped_autoencoder_gives_the_worlds_pictures_back(pipeline):
     vae = pipeline.vae
     latents = vae.scale_latents(vae.encode(to_tensor(render(s) for s in scenes)).mean)
     assert latents.std() == pytest.approx(1, abs=0.15) and latents.mean().abs() < 0.15
-    pictures = to_pictures(vae.decode(vae.unscale_latents(latents)))
-    assert sum(look(p).scene == s for p, s in zip(pictures, scenes)) >= 57
+    pictures = from_pixels(vae.decode(vae.unscale_latents(latents)))
+    assert sum(look(np.asarray(p)).scene == s for p, s in zip(pictures, scenes)) >= 57
 
 
 def test_the_shipped_model_draws_and_leaves_alone_what_it_edits(pipeline):

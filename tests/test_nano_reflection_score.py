@@ -59,6 +59,7 @@ def test_every_figure_counts_what_its_name_says():
         "reflection_harm": (1, 6),
     }
     assert figures.keys() == BARS.keys() | {"one_shot"}
+    assert figures["reflection_over_best_of_3"].pop("best_of") == 3
     assert all(f.keys() == {"rate", "n", "low", "high"} and f["low"] <= f["rate"] <= f["high"] for f in figures.values())
 
 
@@ -127,9 +128,11 @@ def test_best_of_n_gets_at_least_the_time_of_the_loop_and_at_least_three(loop_se
 
 def test_reflection_is_compared_with_the_n_of_equal_time():
     made = tuple(make(0, 1, (0, 0, 0, 1, 1), loop_seconds=time) for time in (2.0, 2.0))
-    assert figures_of(Share(made))["reflection_over_best_of_3"]["rate"] == 1
+    over = figures_of(Share(made))["reflection_over_best_of_3"]
+    assert over["rate"] == 1 and over["best_of"] == 3
     made = tuple(make(0, 1, (0, 0, 0, 1, 1), loop_seconds=time) for time in (2.0, 5.0))
-    assert figures_of(Share(made))["reflection_over_best_of_3"]["rate"] == 0
+    over = figures_of(Share(made))["reflection_over_best_of_3"]
+    assert over["rate"] == 0 and over["best_of"] == 4
 
 
 def test_a_few_prompts_tell_how_many_seeds_are_needed():
@@ -212,6 +215,14 @@ def test_options_that_make_no_sense_are_refused(arguments):
     with pytest.raises(SystemExit) as ended:
         score.main(arguments)
     assert ended.value.code == 2
+
+
+def test_pictures_that_are_not_kept_leave_those_of_another_run_alone(tmp_path):
+    kept = tmp_path / "tasks.jsonl"
+    kept.write_text("{}\n")
+    with pytest.raises(SystemExit):
+        score.main(["--formats", "--save", str(tmp_path)])
+    assert kept.read_text() == "{}\n"
 
 
 def test_figures_of_the_built_in_model_do_not_depend_on_the_number_of_processes(monkeypatch, tmp_path):

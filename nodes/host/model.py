@@ -119,8 +119,9 @@ def load_diffusion_model(
             (GGUF), which stays so, as does int8.
         config, profile: Shape of the transformer, and what suits the weights.
         source: How messages name the weights.
-        weight_dtype: One of WEIGHT_DTYPES. "auto" is bf16 where the device computes in it. "fp8_e4m3fn" stores the
-            matrices in 8 bits, with a scale for each, and computes in the automatic dtype.
+        weight_dtype: One of WEIGHT_DTYPES. "auto" is bf16 where the device computes in it, else fp16 if ComfyUI uses
+            that there, else fp32. "fp8_e4m3fn" stores the matrices in 8 bits, with a scale for each, and computes in
+            the automatic dtype.
         metadata: The file's header entries, where ComfyUI notes quantised layers.
         reload: (function, arguments) that loads the same model again; the function must also accept
             `disable_dynamic`. ComfyUI needs it to compile the model, or to run it on several devices.

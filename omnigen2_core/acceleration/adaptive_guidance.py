@@ -7,7 +7,6 @@ Here it is one minus the cosine between velocities, for each of the other branch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 

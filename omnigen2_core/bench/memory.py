@@ -50,7 +50,7 @@ def measure(host: ModuleType, results: Results) -> None:
     """Adds the peak on each card beside its bar, and what was held in each phase."""
     for card in CARDS:
         print(f"   {card.title}", flush=True)
-        what, bar = f"{CASE.title}, {card.title}: peak memory", Bar(card.size / GB, at_most=True)
+        what, bar = f"{CASE.title}, and a question about its picture, {card.title}: peak memory", Bar(card.size / GB, at_most=True)
         with tempfile.TemporaryDirectory(prefix="omnigen2-") as folder:
             files = write_parts(Path(folder), card.format)
             try:

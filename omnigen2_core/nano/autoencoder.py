@@ -39,11 +39,6 @@ def to_tensor(pictures: Iterable[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_pictures(images: Tensor) -> np.ndarray:
-    """The inverse of `to_tensor`, clamped: [B, H, W, 3] uint8."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
 class ContiguousNorm(torch.nn.GroupNorm):
     """GroupNorm between convolutions that keep channels last, for which its backward pass is several times slower."""
 

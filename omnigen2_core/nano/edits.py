@@ -10,7 +10,6 @@ from .world import COLOURS, SHAPES, SIZES, Scene, Thing, draw_scene
 
 EDIT_KINDS = ("recolour", "reshape", "move", "add", "remove", "ground")
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
-ZH_NUMBERS = "一二三四五"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from ..checkpoints import ModelFolder
 from ..convert.convert import convert
-from ..convert.mix import FORMATS
 from .problems import Scenes, draw_and_judge
 from .processes import load_pipeline, start_processes
 from .results import fingerprint

@@ -1,6 +1,6 @@
 """How well the nano model answers, judges its own pictures, and draws better by looking at them.
 
-    python -m omnigen2_core.nano.score --reflection --seed 1 --figure omnigen2_core/nano/reflection.svg
+    python -m omnigen2_core.nano.score --reflection --seed 4 --figure omnigen2_core/nano/reflection.svg
 
 Hard prompts, of four things and at few sampling steps, are drawn once, corrected in up to two rounds, and drawn from
 several seeds of which the same verifier chooses the best, or takes the first that it holds right: by the pack's own loop and
@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
 from .curves import COLOURS, Panel, floor_of, picture
@@ -88,10 +87,10 @@ def measure_enough(run: Callable[[range, int], Share], count: int) -> Share:
 
 
 def figures_of(share: Share) -> dict[str, dict[str, float]]:
-    """All figures, by the names of BARS, and `one_shot`."""
-    trials = share.trials
+    """All figures, by the names of BARS, and `one_shot`. `best_of` is the N that reflection was compared with."""
+    trials, n = share.trials, equal_n(share.trials)
     first, last = [trial.one_shot.right for trial in trials], [trial.loop[-1].right for trial in trials]
-    several = [trial.best_of[equal_n(trials) - 1].right for trial in trials]
+    several = [trial.best_of[n - 1].right for trial in trials]
     return {
         "qa": figure([said.right for said in share.questions]),
         "decision": figure([said.right for said in share.decisions]),
@@ -99,7 +98,7 @@ def figures_of(share: Share) -> dict[str, dict[str, float]]:
         "judge_false_alarm": figure([not trial.accepted for trial in trials if trial.one_shot.right]),
         "one_shot": figure(first),
         "reflection_gain": paired(last, first),
-        "reflection_over_best_of_3": paired(last, several),
+        "reflection_over_best_of_3": {**paired(last, several), "best_of": n},
         "reflection_harm": figure([not trial.loop[-1].right for trial in trials if trial.one_shot.right]),
     }
 

@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 when every bar is reached, else 1."""
     from ..convert.mix import FORMATS
 
-    parser = argparse.ArgumentParser(prog="score", description="Judge the built-in model on new tasks.")
+    parser = argparse.ArgumentParser(prog="dev.py score", description="Judge the built-in model on new tasks.")
     parser.add_argument("--seed", type=int, default=1, help="which tasks are drawn")
     parser.add_argument("--count", type=int, help="tasks of each kind (default 240; with --reflection 1000, with --formats 96)")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -251,6 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} is {getattr(options, name)}; give at least 1.")
     if options.formats is not None and options.lora:
         parser.error("--lora is given, but --formats compares files of the model alone; leave one of them away.")
+    if options.formats is not None and options.save:
+        parser.error("--save is given, but --formats keeps no pictures; leave it away.")
     if options.reflection and not (options.lora or options.no_lora):
         from . import mending
 

@@ -287,7 +287,7 @@ class Plain:
     @torch.no_grad()
     def _look(self, pictures: Sequence[np.ndarray]) -> Tensor:
         tokens = self.tower.look(*preprocess([Image.fromarray(pixels) for pixels in pictures], PIXELS))
-        return tokens.unflatten(0, (len(pictures), -1))
+        return tokens.float().unflatten(0, (len(pictures), -1))
 
     @staticmethod
     def _unclear(views: Sequence[View]) -> Tensor:

@@ -104,6 +104,7 @@ def encoder_weights(runs: Path, start: Path | None = None, *, looks: bool = True
 
 
 def train_autoencoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
+    """The stage `autoencoder`: encoder and decoder together, to give pictures back."""
     vae = AutoencoderKL(autoencoder.CONFIG, operations=autoencoder.TrainingOperations).to(memory_format=torch.channels_last)
     if start:
         vae.load_state_dict(trained(runs, "autoencoder", start))
@@ -113,6 +114,7 @@ def train_autoencoder(runs: Path, recipe: Recipe, start: Path | None = None) -> 
 
 
 def train_decoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
+    """The stage `decoder`: the decoder alone, on noisy latents of the autoencoder of `runs` or `start`."""
     vae = load_autoencoder(runs, start)
     parameters = {name: p for name, p in vae.named_parameters() if name.startswith("decoder.")}
     hidden = [name for name in autoencoder.hidden_matrices(vae) if name in parameters]
@@ -121,6 +123,7 @@ def train_decoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trai
 
 
 def train_encoder(runs: Path, recipe: Recipe, start: Path | None = None) -> Trainer:
+    """The stage `encoder`: Qwen2.5-VL, with a `Reader` of its last hidden states that only training needs."""
     tokenizer = build_tokenizer()
     config = encoder.config(tokenizer)
     model = build_mllm(config, device="cpu", dtype=torch.float32)
@@ -156,6 +159,11 @@ def _teacher(held: Path) -> Qwen2_5_VL:
     return OmniGen2Pipeline.from_folder(held, device="cpu").encoder.requires_grad_(False)
 
 
+def _fast(model: Qwen2_5_VL) -> Qwen2_5_VL:
+    model.compute_dtype = fast_dtype()
+    return model.to(fast_dtype())
+
+
 def _first_views(drawn: Sequence[Drawn], recipe: Recipe) -> list[seeing.View]:
     rng = random.Random(recipe.seed)
     return [view for step in range(FIRST) for view in seeing.Sights(drawn).batch(step, rng)[0].views]
@@ -172,7 +180,7 @@ def train_see(runs: Path, recipe: Recipe, workers: Workers, start: Path | None =
     if held:
         known, views = _teacher(held), _first_views(drawn, recipe)
         seeing.fit_heads(eyes, known, views)
-        plain = seeing.Plain(known, views)
+        plain = seeing.Plain(_fast(known), views)
     sights = seeing.Sights(drawn, rank=workers.rank, workers=workers.count)
     loss = seeing.seeing_loss(model.train(), eyes, plain)
     return Trainer(parameters, sights, loss, recipe, runs / "see", hidden=hidden, workers=workers)
@@ -208,8 +216,7 @@ def train_transformer(
     """The stage `transformer`, or, with `mends`, `mend`: a LoRA beside the weights of the model folder `start`."""
     tokenizer = build_tokenizer()
     mllm = _build_encoder(runs, start)
-    mllm = mllm.requires_grad_(False).to(fast_dtype())
-    mllm.compute_dtype = fast_dtype()
+    mllm = _fast(mllm.requires_grad_(False))
     latents = drawing.Latents(load_autoencoder(runs, start))
     model = OmniGen2Transformer(drawing.CONFIG, operations=drawing.TrainingOperations)
     drawing.initialise(model)
@@ -259,18 +266,18 @@ RECIPES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="train", description="Train the built-in model from scratch.")
+    parser = argparse.ArgumentParser(prog="dev.py train", description="Train the built-in model from scratch.")
     parser.add_argument("stage", nargs="?", choices=sorted(set(STAGES), key=STAGES.index), help="one stage only; without it all of them, in this order")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs")
     parser.add_argument("--steps", type=int, help="length of the run instead of the recipe's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="which weights, examples and pictures are drawn (default 0)")
     parser.add_argument("--workers", type=int, default=1, help="processes that train together, where a stage can")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: minutes at first, then faster; with a LoRA beside them it does not pay")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder: export writes it, lora and mend are trained on it")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the model folder (default: the built-in one, which is replaced): export writes it; draw, lora and mend use it, and lora and mend write into loras/ beside it")
     parser.add_argument("--start", type=Path, help="a model folder to begin with instead of random weights")
     parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's learning rates")
     parser.add_argument("--held", type=Path, help="a model folder whose encoder's states look keeps to, instead of those that it begins with; where the vision tower alone moves, it learns to say what is plain to this one's text model")
-    parser.add_argument("--moves", choices=("all", "eyes", "text"), default="all", help="what look trains: the vision tower, all but it, or both")
+    parser.add_argument("--moves", choices=("all", "eyes", "text"), default="all", help="what look trains: all, the vision tower (eyes), or all but it (text)")
     parser.add_argument("--hard", action="store_true", help="draw keeps pictures as the reflection loop draws them: four things, few steps, with the LoRA of mend")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Replays a folder of golden data: `python -m omnigen2_core.parity DIR`."""
+"""Replays a folder of golden data: `python dev.py parity DIR`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def usable_device(name: str) -> torch.device:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print one line for each case; 0 if all hold, 1 if one does not, 2 if nothing could be replayed."""
-    parser = argparse.ArgumentParser(prog="parity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dev.py parity", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder in the layout of tests/golden")
     parser.add_argument("--device", type=usable_device, default="cpu", help="device of the networks (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help=_DTYPE_HELP)

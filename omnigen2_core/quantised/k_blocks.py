@@ -49,16 +49,19 @@ def join_scales(scales: Tensor, smallest: Tensor) -> Tensor:
 
 
 def decode_q4_k(blocks: Tensor) -> Tensor:
+    """144 bytes: scale, smallest value (both fp16), 12 bytes of `split_scales`, 4 bits a value."""
     return _with_smallest(blocks, planes(blocks[:, 4 + SCALE_BYTES :], 4))
 
 
 def decode_q5_k(blocks: Tensor) -> Tensor:
+    """176 bytes: as Q4_K, with the fifth bit of each value in 32 bytes before the others."""
     start = 4 + SCALE_BYTES
     fifth = planes(blocks[:, start : start + 32], 1)
     return _with_smallest(blocks, planes(blocks[:, start + 32 :], 4) | (fifth << 4))
 
 
 def _with_smallest(blocks: Tensor, integers: Tensor) -> Tensor:
+    """Values [n, 256] of Q4_K and Q5_K from their integers [n, 8, 32] and the head of their blocks."""
     scales, smallest = split_scales(blocks[:, 4 : 4 + SCALE_BYTES])
     scale = (halves(blocks, 0) * scales.float()).unsqueeze(-1)
     offset = (halves(blocks, 2) * smallest.float()).unsqueeze(-1)
@@ -66,6 +69,7 @@ def _with_smallest(blocks: Tensor, integers: Tensor) -> Tensor:
 
 
 def decode_q6_k(blocks: Tensor) -> Tensor:
+    """210 bytes: 4 low bits and 2 high bits a value (128 and 64 bytes), 16 scales of int8, the block's scale in fp16."""
     low = planes(blocks[:, :128], 4, width=64).flatten(1)
     high = planes(blocks[:, 128:192], 2).flatten(1)
     integers = (low | (high << 4)).float() - 32
@@ -74,6 +78,7 @@ def decode_q6_k(blocks: Tensor) -> Tensor:
 
 
 def decode_q3_k(blocks: Tensor) -> Tensor:
+    """110 bytes: third bits (32 bytes), 2 low bits a value (64 bytes), 16 scales of 6 bits, the block's scale in fp16."""
     # A value's third bit takes 4 away where it is not set.
     third = planes(blocks[:, :32], 1).flatten(1)
     integers = planes(blocks[:, 32:96], 2).flatten(1).float() - 4 * (1 - third.float())
@@ -85,6 +90,7 @@ def decode_q3_k(blocks: Tensor) -> Tensor:
 
 
 def decode_q2_k(blocks: Tensor) -> Tensor:
+    """84 bytes: 16 scales and smallest values of 4 bits, 2 bits a value (64 bytes), the block's two fp16 factors of those."""
     scales = blocks[:, :16]
     integers = planes(blocks[:, 16:80], 2).flatten(1).float().unflatten(1, (16, 16))
     scale = (halves(blocks, 80) * (scales & 15).float()).unsqueeze(-1)

@@ -4,7 +4,7 @@ For each group of a block several grids are tried; for each, the scale (and smal
 error with those integers is computed, and the best is kept. Then the scales themselves are rounded to the integers that
 the block stores, and the values are rounded once more to the grid that results.
 
-Encoders take values [n, 256] fp32 and give blocks [n, bytes] uint8.
+Encoders take values [n, 256] fp32 and give blocks [n, bytes] uint8, in the layouts of llama.cpp that `k_blocks` reads.
 """
 
 import torch
@@ -18,11 +18,13 @@ _TRIED = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def encode_q4_k(values: Tensor) -> Tensor:
+    """Blocks of 144 bytes, as `decode_q4_k` reads them."""
     scales, integers = _with_smallest(values, 15)
     return torch.cat((scales, _nibble_planes(integers)), dim=1)
 
 
 def encode_q5_k(values: Tensor) -> Tensor:
+    """Blocks of 176 bytes, as `decode_q5_k` reads them."""
     scales, integers = _with_smallest(values, 31)
     weights = 1 << torch.arange(8, dtype=torch.uint8, device=values.device).unsqueeze(-1)
     fifth = ((integers >> 4) * weights).sum(1, dtype=torch.uint8)
@@ -30,6 +32,7 @@ def encode_q5_k(values: Tensor) -> Tensor:
 
 
 def encode_q6_k(values: Tensor) -> Tensor:
+    """Blocks of 210 bytes, as `decode_q6_k` reads them."""
     groups = values.unflatten(1, (16, 16))
     scale = _best_symmetric(groups, 32)
     # The scale of largest magnitude becomes -128, so that the range of a signed byte is used.

@@ -38,26 +38,32 @@ def _fifth_bits(blocks: Tensor, at: int) -> Tensor:
 
 
 def decode_q8_0(blocks: Tensor) -> Tensor:
+    """34 bytes: scale, 32 integers of int8."""
     return halves(blocks, 0) * blocks[:, 2:].view(torch.int8).float()
 
 
 def decode_q4_0(blocks: Tensor) -> Tensor:
+    """18 bytes: scale, 16 bytes of 4-bit integers that stand for -8 .. 7."""
     return halves(blocks, 0) * (nibbles(blocks[:, 2:]).float() - 8)
 
 
 def decode_q4_1(blocks: Tensor) -> Tensor:
+    """20 bytes: scale, smallest value, 16 bytes of 4-bit integers."""
     return halves(blocks, 0) * nibbles(blocks[:, 4:]).float() + halves(blocks, 2)
 
 
 def decode_q5_0(blocks: Tensor) -> Tensor:
+    """22 bytes: scale, 4 bytes of fifth bits, 16 bytes of the other four; the integers stand for -16 .. 15."""
     return halves(blocks, 0) * ((nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).float() - 16)
 
 
 def decode_q5_1(blocks: Tensor) -> Tensor:
+    """24 bytes: scale, smallest value, 4 bytes of fifth bits, 16 bytes of the other four."""
     return halves(blocks, 0) * (nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)).float() + halves(blocks, 2)
 
 
 def encode_q8_0(values: Tensor) -> Tensor:
+    """Blocks of 34 bytes; the value of largest magnitude becomes 127 or -127."""
     scale = values.abs().amax(1, keepdim=True) / 127
     scaled = values * inverse(scale)
     # Halves go away from zero, as the format's other writers round.
@@ -67,11 +73,13 @@ def encode_q8_0(values: Tensor) -> Tensor:
 
 
 def encode_q4_0(values: Tensor) -> Tensor:
+    """Blocks of 18 bytes; the value of largest magnitude becomes -8."""
     scale, integers = _signed(values, 8)
     return torch.cat((as_bytes(scale), _as_nibbles(integers)), dim=1)
 
 
 def encode_q5_0(values: Tensor) -> Tensor:
+    """Blocks of 22 bytes; the value of largest magnitude becomes -16."""
     scale, integers = _signed(values, 16)
     weights = 1 << torch.arange(8, dtype=torch.uint8, device=values.device)
     fifth = ((integers >> 4).unflatten(1, (4, 8)) * weights).sum(-1, dtype=torch.uint8)
@@ -87,6 +95,7 @@ def _signed(values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _as_nibbles(integers: Tensor) -> Tensor:
+    """The inverse of `nibbles`: [n, 2k] to [n, k]."""
     low, high = integers.chunk(2, dim=1)
     return low | (high << 4)
 
