@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .errors import CheckpointError, PromptError, ReferenceImageError
 from .generation import GREEDY, Sampler, Sampling, TextStream, readable
-from .images import to_rgb
-from .mllm import VISION_MISSING, Qwen2_5_VL, encode_text, encode_with_images, generate_tokens, last_states
+from .images import picture_lists, to_rgb
+from .mllm import VISION_MISSING, Qwen2_5_VL, encode_text, encode_with_images, generate_tokens
+from .prefill import read_prompts
 from .prompts import OmniGen2Tokenizer
 from .vision import PixelConfig, preprocess, token_counts
 
@@ -22,7 +23,11 @@ MAX_IMAGES = 5
 """Pictures in one message: as many as the diffusion transformer takes."""
 
 KEPT_PICTURES = 8
-"""Pictures whose visual tokens are kept: of 1024x1024 pixels 5 MiB each in bf16."""
+"""Pictures whose visual tokens are kept."""
+
+KEPT_TOKENS = 16384
+"""Visual tokens that are kept of all pictures together: 64 MiB of the published encoder in bf16. A picture of 1024x1024
+pixels has 1369, one of 12 megapixels about 15,000."""
 
 OnText = Callable[[int, str], None]
 """Gets the row of the batch and the text that it has gained. May raise to cancel."""
@@ -63,6 +68,9 @@ class Assistant:
     `device` is where it computes, which a host that moves weights at will has to say; without it, where the weights
     are. The last pictures are looked at once, however often something is asked about them, so weights that change need
     an assistant of their own, or `forget`.
+
+    Raises:
+        CheckpointError: `pixels` makes other patches than the model takes.
     """
 
     model: Qwen2_5_VL
@@ -71,6 +79,20 @@ class Assistant:
     device: torch.device | None = None
     _seen: OrderedDict[tuple, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
     """Visual tokens and grids of the pictures looked at last, by size and content."""
+
+    def __post_init__(self) -> None:
+        vision = self.model.config.vision
+        for name, taken in (
+            ("patch_size", vision["patch_size"]),
+            ("temporal_patch_size", vision["temporal_patch_size"]),
+            ("merge_size", vision["spatial_merge_size"]),
+        ):
+            made = getattr(self.pixels, name)
+            if made != taken:
+                raise CheckpointError(
+                    f"The pixels are prepared with {name} {made}, and the encoder takes {taken}; use the "
+                    "preprocessor_config.json of the model's own folder, as OmniGen2Pipeline.assistant() does."
+                )
 
     @torch.no_grad()
     def prepare(self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
@@ -99,22 +121,28 @@ class Assistant:
         self._seen.clear()
 
     def _look(self, pictures: Sequence[Image.Image], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Visual tokens and grids of RGB pictures; those that are new are looked at together."""
+        """Visual tokens and grids of RGB pictures. Those that are new are looked at one by one: what that takes grows with
+        all that is looked at together, and pictures do not see each other.
+        """
         if not self.model.has_vision:
             raise CheckpointError(VISION_MISSING)
         keys = [(picture.size, blake2b(picture.tobytes()).digest()) for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures) if key not in self._seen}
-        if new:
-            values, grid = preprocess(list(new.values()), self.pixels)
-            tokens = self.model.look(values.to(device), grid).split(token_counts(grid, self.pixels.merge_size))
-            # Copies, so that a picture that is dropped takes its memory along.
-            self._seen.update(zip(new, zip(map(torch.clone, tokens), grid)))
+        for key, picture in new.items():
+            values, grid = preprocess([picture], self.pixels)
+            self._seen[key] = self.model.look(values.to(device), grid), grid[0]
         for key in keys:
             self._seen.move_to_end(key)
+        self._drop_oldest(len(set(keys)))
         visual, grids = zip(*(self._seen[key] for key in keys))
-        while len(self._seen) > KEPT_PICTURES:
-            self._seen.popitem(last=False)
         return torch.cat(visual), torch.stack(grids)
+
+    def _drop_oldest(self, newest: int) -> None:
+        """Keeps to `KEPT_PICTURES` and `KEPT_TOKENS`, but always the `newest` pictures, those of the prompt at hand."""
+        while len(self._seen) > newest and (
+            len(self._seen) > KEPT_PICTURES or sum(len(tokens) for tokens, _ in self._seen.values()) > KEPT_TOKENS
+        ):
+            self._seen.popitem(last=False)
 
     def write(
         self,
@@ -130,9 +158,14 @@ class Assistant:
     ) -> list[Answer]:
         """One answer after each template, all in one batch; each is what it would be alone.
 
-        `seeds`, one a row, are needed unless `sampling` is greedy. `suppress_ids` are never written. An exception of
-        a callback ends the run, frees what it held, and leaves the model as it was. Raises what `prepare` raises, and
-        PromptError when prompt and answer are longer than the model reads.
+        `max_new_tokens` is at least 1. `seeds`, whole numbers, one a row, are needed unless `sampling` is greedy.
+        `suppress_ids` are never written. An exception of a callback ends the run, frees what it held, and leaves the
+        model as it was.
+
+        Raises:
+            CheckpointError, SizeError: As `prepare` does.
+            GenerationError: `sampling` is not greedy, and there is not one seed a row.
+            PromptError: As `prepare` does, or prompt and answer are longer than the model reads.
         """
         prompt = self.prepare(chats, images)
         self._check_length(prompt, max_new_tokens)
@@ -170,8 +203,8 @@ class Assistant:
         One forward pass, in which nothing is written. Raises what `prepare` raises.
         """
         prompt = self.prepare(chats, images)
-        hidden = self.model(prompt.ids, prompt.mask, grid=prompt.grid, visual=prompt.visual)
-        return self.model.logits(last_states(hidden, prompt.mask)).float().log_softmax(dim=-1)
+        states, _, _ = read_prompts(self.model, prompt.ids, prompt.mask, prompt.grid, prompt.visual)
+        return self.model.logits(states).float().log_softmax(dim=-1)
 
     @torch.no_grad()
     def encode(self, chat: str, images: Sequence[Image.Image] = ()) -> tuple[Tensor, Tensor]:
@@ -191,7 +224,7 @@ class Assistant:
         length = prompt.ids.shape[1]
         if length + max_new_tokens > limit:
             advice = (
-                f"Lower max_length to {limit - length} or less."
+                f"Allow the answer {limit - length} tokens or fewer."
                 if length < min(max_new_tokens, limit)
                 else "Shorten it, or use fewer or smaller images."
             )
@@ -199,6 +232,32 @@ class Assistant:
                 f"The prompt with its images has {length} tokens, which with {max_new_tokens} for the answer is more "
                 f"than the {limit} that the model reads. {advice}"
             )
+
+
+def check_batch(batch: int) -> None:
+    """Raises PromptError unless at least one question goes through the model at a time."""
+    if batch < 1:
+        raise PromptError(f"batch is {batch}; ask at least 1 question at a time.")
+
+
+def pictures_of(
+    questions: Sequence[str], images: Sequence[Sequence[Image.Image] | None] | None
+) -> list[list[Image.Image]]:
+    """For every question the list of its pictures; there are none without `images`.
+
+    Raises:
+        PromptError: There are not as many lists as questions.
+        ReferenceImageError: A picture stands where a list of pictures belongs.
+    """
+    if images is None:
+        return [[] for _ in questions]
+    shown = picture_lists(images, "question")
+    if len(shown) != len(questions):
+        raise PromptError(
+            f"Got images for {len(shown)} questions and {len(questions)} questions; give one list, which may be empty, "
+            "a question."
+        )
+    return shown
 
 
 def check_image_count(count: int, most: int | None = MAX_IMAGES) -> None:

@@ -43,11 +43,18 @@ Load = Callable[[str], Image.Image]
 
 
 class Mode(str, Enum):
-    """Who decides whether the model draws. `AUTO` leaves it to the model."""
+    """Who decides whether the model draws. `AUTO` leaves it to the model.
+
+    `Mode(word)` raises ConversationError for a word that is none of these.
+    """
 
     AUTO = "auto"
     TEXT = "text"
     DRAW = "draw"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Mode":
+        raise ConversationError(f"There is no mode {value!r}; choose one of {', '.join(mode.value for mode in cls)}.")
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def reply(
     *,
     load: Load,
     draw: Draw,
-    mode: Mode = Mode.AUTO,
+    mode: Mode | str = Mode.AUTO,
     negative_prompt: str | None = DEFAULT_NEGATIVE_PROMPT,
     draw_from_all_turns: bool = False,
     limits: Limits = Limits(),
@@ -137,7 +144,7 @@ def reply(
         message: What the user says.
         images: What the user shows with it: up to five names.
         load, draw: See `Load` and `Draw`.
-        mode: In `TEXT` the token that announces a picture cannot be written; in `DRAW` nothing is written.
+        mode: A `Mode` or its word. In `TEXT` the token that announces a picture cannot be written; in `DRAW` nothing is written.
         negative_prompt: What to keep away from in a picture; None is the empty prompt.
         draw_from_all_turns: Whether the picture's prompt holds the earlier turns too. The references are those of the
             newest message either way.
@@ -146,11 +153,13 @@ def reply(
         on_text: Gets the answer's text as it comes.
 
     Raises:
-        ConversationError: The message is empty or too long, shows a picture that is gone, or `draw` gave no picture.
+        ConversationError: The message is empty or too long, shows a picture that is gone, `draw` gave no picture, or there
+            is no such mode.
         CheckpointError: There are images and the model cannot see.
         PromptError: The message holds an image placeholder, or the prompt is longer than the model reads.
         SizeError: A picture is too thin.
     """
+    mode = Mode(mode)
     newest = Turn(Role.USER, message, tuple(images))
     if not message.strip() and not images:
         raise ConversationError("The message is empty; write something or show a picture.")

@@ -145,9 +145,24 @@ def is_english(text: str) -> bool:
     words (Vietnamese "Them hat"). Mistakes for foreign what has no listed English word ("Fasten button") and a very short
     correction with a foreign name ("Add El Greco").
     """
+    words, own, foreign = _votes(text)
+    return is_latin(text) and own * WORDS_PER_ENGLISH_ONE >= words and own > foreign
+
+
+def is_another_language(text: str) -> bool:
+    """Whether a text is of another script, or its words are rather of another listed language than English.
+
+    Names and rare words alone, as in a list of tags, are of none.
+    """
+    _, own, foreign = _votes(text)
+    return not is_latin(text) or foreign > own
+
+
+def _votes(text: str) -> tuple[int, int, int]:
+    """How many words a text has outside quotation marks, how many are listed as English, and how many as the other language
+    that has the most."""
     bare = _QUOTED.sub("", unicodedata.normalize("NFC", text))
     words = [word.lower() for word in _WORD.findall(_CONTRACTED.sub("", bare))]
-    own = sum(word in _ENGLISH for word in words)
     plain = [_plain(word) for word in words]
     foreign = max(sum(word in listed for word in plain) for listed in _FOREIGN.values())
-    return is_latin(text) and own * WORDS_PER_ENGLISH_ONE >= len(words) and own > foreign
+    return len(words), sum(word in _ENGLISH for word in words), foreign

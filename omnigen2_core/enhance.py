@@ -75,10 +75,13 @@ def enhance_prompt(
         images: The references that the picture will be drawn with, in their order.
         max_text_tokens: What the encoder reads at most, template included (see `ModelProfile`).
         on_text: Gets the model's words as they come, which the result tidies up.
-        sampling, seed, max_new_tokens, on_step: See `ask`.
+        sampling, on_step: See `ask`.
+        seed: Any whole number, modulo 2**64; counts where `sampling` is not greedy.
+        max_new_tokens: Tokens after which the model is stopped, at least 1.
 
     Raises:
-        PromptError: The prompt is empty or holds an image placeholder, or `max_text_tokens` has no room for one.
+        PromptError: The prompt is empty, holds an image placeholder or is too long with its images and answer;
+            `max_text_tokens` has no room for one; or `max_new_tokens` is below 1.
         CheckpointError, ReferenceImageError, SizeError: As `ask` does.
     """
     if not prompt.strip():

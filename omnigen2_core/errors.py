@@ -37,8 +37,12 @@ class GenerationError(OmniGen2Error):
     """A setting of text generation that is out of its range."""
 
 
+class SamplingError(OmniGen2Error):
+    """A setting of a sampling run that is out of its range: its steps or times, their shift, the solver."""
+
+
 class ConversationError(OmniGen2Error):
-    """A conversation that cannot be read or continued: malformed JSON, a picture that is gone, roles out of turn."""
+    """A conversation that cannot be read or continued: malformed JSON, a picture gone, roles out of turn, no such mode."""
 
 
 class CompileError(OmniGen2Error):

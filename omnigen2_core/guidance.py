@@ -43,8 +43,7 @@ class Guidance:
         start, end = self.range
         if not 0.0 <= start <= end <= 1.0:
             raise OmniGen2Error(
-                f"The guidance range is {start} to {end}; set guidance_start and guidance_end within 0..1, the start not "
-                "after the end."
+                f"The guidance range is {start} to {end}; let it start and end within 0..1, and not start after its end."
             )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .errors import SizeError
+from .errors import ReferenceImageError, SizeError
 
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -52,6 +53,19 @@ def output_size(
     _check_limit("max_pixels", max_pixels, multiple * multiple)
     ratio = min(math.sqrt(max_pixels / (width * height)), 1.0)
     return _floor_to(width * ratio, multiple), _floor_to(height * ratio, multiple)
+
+
+def picture_lists(pictures: Sequence[Sequence[Image.Image] | None], owner: str) -> list[list[Image.Image]]:
+    """The pictures of every `owner`, which is "prompt" or "question", as lists; None is an empty one.
+
+    Raises:
+        ReferenceImageError: A picture stands where a list of pictures belongs.
+    """
+    if isinstance(pictures, Image.Image) or any(isinstance(own, Image.Image) for own in pictures):
+        raise ReferenceImageError(
+            f"Got a picture where a list of pictures belongs; give for every {owner} a list of its pictures: [[picture]]."
+        )
+    return [list(own or ()) for own in pictures]
 
 
 def _floor_to(side: float, multiple: int) -> int:

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .inference import plain_weight
 from .mllm_config import MLLMConfig
 from .mrope import rope_positions
-from .quantised import PackedTensor, unpack_elsewhere
+from .prefill import read_prompts
+from .quantised import unpack_elsewhere
 
 VISION_MISSING = (
     "This encoder file has no vision part (no visual.* weights), so it cannot look at images. "
@@ -180,11 +182,13 @@ class Qwen2_5_VL(nn.Module):
         return output.last_hidden_state
 
     def head_weight(self, device: torch.device) -> Tensor:
-        """The output projection [vocabulary, D] of a tied model, ready to use on `device`."""
-        table = self.model.embed_tokens
-        kept = isinstance(table.weight, PackedTensor)
-        if not kept and not getattr(table, "comfy_cast_weights", False) and not getattr(table, "weight_function", ()):
-            return table.weight
+        """The output projection [vocabulary, D] of a tied model in the compute dtype on `device`.
+
+        It is the table of embeddings itself where that is so and nothing changes it on use, else a copy.
+        """
+        weight = plain_weight(self.model.embed_tokens, device, self.compute_dtype)
+        if weight is not None:
+            return weight
         return self.embed(torch.arange(self.config.text["vocab_size"], device=device))
 
     def logits(self, hidden: Tensor, head_weight: Tensor | None = None) -> Tensor:
@@ -324,12 +328,6 @@ def encode_with_images(
     return packed, (torch.arange(packed.shape[1], device=ids.device) < lengths).to(mask.dtype)
 
 
-def last_states(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The states [B, D] that the next token is told from: of hidden [B, L, D], those of each row's last real token."""
-    last = mask.shape[1] - 1 - mask.flip(1).to(torch.int32).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-
 @torch.no_grad()
 def generate_tokens(
     model: Qwen2_5_VL,
@@ -356,12 +354,12 @@ def generate_tokens(
     written: list[list[int]] = [[] for _ in range(len(ids))]
     try:
         cache = DynamicCache()
-        positions, following = model.rope_positions(ids, mask, grid)
-        hidden = model(ids, mask, pixel_values, grid, visual=visual, positions=positions, cache=cache)
-        hidden = last_states(hidden, mask).unsqueeze(1)
+        if pixel_values is not None:
+            visual = model.look(pixel_values, grid)
+        hidden, mask, following = read_prompts(model, ids, mask, grid, visual, cache)
         head = model.head_weight(ids.device) if model.lm_head is None else None
         for step in range(max_new_tokens):
-            scores = model.logits(hidden[:, -1], head).float()
+            scores = model.logits(hidden, head).float()
             if suppress_ids:
                 scores[:, list(suppress_ids)] = float("-inf")
             chosen = scores.argmax(dim=-1) if sample is None else sample(scores, ids)
@@ -374,7 +372,8 @@ def generate_tokens(
                 break
             ids = torch.cat([ids, chosen.unsqueeze(1).to(ids.dtype)], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            hidden = model(ids[:, -1:], mask, positions=(following + step).expand(3, -1).unsqueeze(-1), cache=cache)
+            positions = (following + step).expand(3, -1).unsqueeze(-1)
+            hidden = model(ids[:, -1:], mask, positions=positions, cache=cache)[:, -1]
     finally:
         # The traceback of an exception keeps this frame; what it names would outlive a cancelled run.
         cache = hidden = head = None

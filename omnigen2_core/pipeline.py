@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from .acceleration.protocol import Run
+from .assistant import Assistant
 from .checkpoints import ModelFolder, linear_shapes, load_lora, load_weights, merge_lora, vae_to_diffusers
 from .errors import PromptError, ReferenceImageError, SizeError
+from .generation import SEEDS
 from .guidance import Branch, Guidance, guided_denoiser
-from .images import from_pixels, output_size, reference_pixels, reference_size, to_rgb
+from .images import from_pixels, output_size, picture_lists, reference_pixels, reference_size, to_rgb
 from .mllm import Qwen2_5_VL, build_mllm, encode_text, load_mllm_state_dict
 from .precision import default_dtype
 from .profile import ModelProfile
@@ -27,8 +29,10 @@ from .prompts import DEFAULT_NEGATIVE_PROMPT, OmniGen2Tokenizer, generation_prom
 from .quantised import operations_for
 from .sampler import StepCallback, sample
 from .schedule import Shift, timesteps
+from .solvers import make_solver
 from .transformer import OmniGen2Config, OmniGen2Transformer
 from .vae import AutoencoderKL, VAEConfig
+from .vision import PixelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ class OmniGen2Pipeline:
     """A model's parts, and the way from prompts to pictures through them.
 
     Each part computes in the dtype of its own weights, or of its norms where the matrices are kept in fewer bits;
-    latents and steps stay fp32.
+    latents and steps stay fp32. `pixels` is how the encoder sees pictures, which only `assistant` needs.
     """
 
     def __init__(
@@ -62,12 +66,14 @@ class OmniGen2Pipeline:
         encoder: Qwen2_5_VL,
         tokenizer: OmniGen2Tokenizer,
         profile: ModelProfile,
+        pixels: PixelConfig = PixelConfig(),
     ):
         self.transformer = transformer
         self.vae = vae
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.profile = profile
+        self.pixels = pixels
 
     @classmethod
     def from_folder(
@@ -106,8 +112,9 @@ class OmniGen2Pipeline:
         load_mllm_state_dict(encoder, weights)
         tokenizer = OmniGen2Tokenizer.from_folder(folder.tokenizer_folder)
         tokenizer.check(folder.config("mllm"))
+        pixels = PixelConfig.from_dict(folder.processor_config)
         parts = [part.to(device).eval().requires_grad_(False) for part in (transformer, vae, encoder)]
-        return cls(*parts, tokenizer, folder.profile)
+        return cls(*parts, tokenizer, folder.profile, pixels)
 
     @property
     def device(self) -> torch.device:
@@ -123,6 +130,13 @@ class OmniGen2Pipeline:
         """Merge a LoRA file into the transformer. Raises LoRAError for a file that does not fit."""
         shapes = linear_shapes(self.transformer.state_dict())
         merge_lora(self.transformer, load_lora(path, shapes), strength)
+
+    def assistant(self) -> Assistant:
+        """The encoder as one to talk with, which remembers pictures for itself.
+
+        Raises CheckpointError when `pixels` is another model's.
+        """
+        return Assistant(self.encoder, self.tokenizer, self.pixels)
 
     @torch.inference_mode()
     def generate(
@@ -144,12 +158,13 @@ class OmniGen2Pipeline:
 
         Args:
             prompts: One prompt or several, of any lengths.
-            references: For each prompt up to five pictures, of any sizes and modes.
+            references: For each prompt the list of up to five pictures, of any sizes and modes, so for one prompt
+                [[picture]].
             negative_prompt: Shared by all; None is the empty prompt.
-            seeds: One for each prompt; a single number counts up from the first prompt.
+            seeds: One for each prompt, any whole numbers modulo 2**64; a single number counts up from the first prompt.
             size: Width and height of the result in pixels. Without it, a batch whose prompts have one reference
                 each, of one size, takes that size, and any other the model's default.
-            steps, guidance: The defaults are those of the model's profile.
+            steps, guidance: At least one step. The defaults are those of the model's profile.
             solver: "euler" or "dpmpp_2m".
             shift: See `schedule.timesteps`.
             make_run: Gives the object that remembers the run, from the number of steps; `run` of an
@@ -158,8 +173,12 @@ class OmniGen2Pipeline:
 
         Raises:
             PromptError, ReferenceImageError, SizeError: An input that the model cannot take.
+            SamplingError: `steps`, `solver` or `shift` is out of range.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise PromptError("There is no prompt; give at least one, which may be empty.")
+        self._check_run(steps, solver, shift)
         per_prompt = self._checked_references(references, len(prompts))
         seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != len(prompts):
@@ -182,7 +201,10 @@ class OmniGen2Pipeline:
         return from_pixels(self.decode(latents), size)
 
     def encode_prompts(self, prompts: Sequence[str | None]) -> EncodedText:
-        """Prompts through the template and the encoder. What the model cannot read is cut off and logged."""
+        """Prompts through the template and the encoder. What the model cannot read is cut off and logged.
+
+        Raises PromptError when there is no prompt.
+        """
         batch = self.tokenizer.tokenize([generation_prompt(text) for text in prompts], self.profile.max_text_tokens)
         for prompt, cut in zip(prompts, batch.truncated):
             if cut:
@@ -192,7 +214,10 @@ class OmniGen2Pipeline:
         return EncodedText(encode_text(self.encoder, ids, mask), mask)
 
     def encode_reference(self, image: Image.Image) -> Tensor:
-        """A reference as scaled latents [C, h, w], fp32: the mean of what the autoencoder sees."""
+        """A reference as scaled latents [C, h, w], fp32: the mean of what the autoencoder sees.
+
+        Raises SizeError for a picture that has no pixels, or pixels in floating point.
+        """
         limits = {"max_pixels": self.profile.max_pixels, "max_side": self.profile.max_side}
         pixels = reference_pixels(image, **limits, multiple=self.profile.size_multiple)
         weight = next(self.vae.parameters())
@@ -202,11 +227,12 @@ class OmniGen2Pipeline:
     def noise(self, seeds: Sequence[int], width: int, height: int) -> Tensor:
         """Starting latents [B, C, h, w] for pictures of the given size in pixels.
 
+        `width` and `height` are multiples of the autoencoder's 8. `seeds`: at least one; any whole numbers, modulo 2**64.
         Made on the CPU for each seed alone, so that neither device nor batch changes them.
         """
         config = self.vae.config
         shape = (config.latent_channels, height // config.factor, width // config.factor)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed % SEEDS)) for seed in seeds])
 
     @torch.inference_mode()
     def sample_latents(
@@ -223,7 +249,16 @@ class OmniGen2Pipeline:
         make_run: Callable[[int], Run] = Run,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Scaled latents [B, C, h, w] from noise of that shape; `references` are scaled latents [C, h, w]."""
+        """Scaled latents [B, C, h, w] from noise of that shape; `references` are scaled latents [C, h, w].
+
+        The settings are those of `generate`.
+
+        Raises:
+            PromptError: There are not as many texts as latents, or a text that the model cannot read.
+            ReferenceImageError: There are not as many lists of references as latents, or too many in one.
+            SamplingError: `steps`, `solver` or `shift` is out of range.
+            SizeError: Latents or references have channels or sides that the model cannot take.
+        """
         profile = self.profile
         steps = profile.steps if steps is None else steps
         guidance = guidance or Guidance(profile.text_guidance, profile.image_guidance, (0.0, profile.guidance_end))
@@ -257,14 +292,19 @@ class OmniGen2Pipeline:
         weight = next(self.vae.parameters())
         return self.vae.decode(self.vae.unscale_latents(latents.to(weight.device)).to(weight.dtype))
 
+    def _check_run(self, steps: int | None, solver: str, shift: Shift) -> None:
+        """Raises SamplingError for what `sample_latents` would refuse, before anything is computed."""
+        make_solver(solver)
+        timesteps(self.profile.steps if steps is None else steps, 1, 1, shift=shift)
+
     def _checked_references(self, references: References, count: int) -> list[list[Image.Image]]:
         if references is None:
             return [[] for _ in range(count)]
-        if len(references) != count:
+        per_prompt = picture_lists(references, "prompt")
+        if len(per_prompt) != count:
             raise ReferenceImageError(
-                f"Got references for {len(references)} prompts and {count} prompts; give one list (or None) a prompt."
+                f"Got references for {len(per_prompt)} prompts and {count} prompts; give one list (or None) a prompt."
             )
-        per_prompt = [list(images or ()) for images in references]
         most = max(map(len, per_prompt))
         if most > self.profile.max_references:
             raise ReferenceImageError(

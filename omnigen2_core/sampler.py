@@ -6,6 +6,7 @@ from typing import Callable
 
 import torch
 
+from .errors import SamplingError
 from .guidance import Denoiser
 from .solvers import make_solver
 
@@ -35,11 +36,11 @@ def sample(
         fp32 latents at the last time, same shape as `noise`.
 
     Raises:
-        ValueError: The times do not rise within 0..1, or the solver is unknown.
+        SamplingError: The times do not rise within 0..1, or the solver is unknown.
     """
     times = [float(t) for t in timesteps]
     if len(times) < 2 or not 0.0 <= times[0] or not times[-1] <= 1.0 or any(b < a for a, b in zip(times, times[1:])):
-        raise ValueError(f"A run needs two or more times that rise within 0..1, got {times}.")
+        raise SamplingError(f"A run needs two or more times that rise within 0..1, got {times}.")
     stepper = make_solver(solver)
     x = noise.float()
     for step, (t, t_next) in enumerate(zip(times, times[1:])):

@@ -7,6 +7,8 @@ from typing import Literal, Sequence
 
 import torch
 
+from .errors import SamplingError
+
 Shift = Literal["auto"] | float | None
 
 
@@ -40,12 +42,12 @@ def timesteps(
             starts later and its `steps` steps are the last ones of a longer schedule.
 
     Raises:
-        ValueError: `steps`, `shift` or `denoise` is out of range.
+        SamplingError: `steps`, `shift` or `denoise` is out of range.
     """
     if steps < 1:
-        raise ValueError(f"A run needs at least 1 step, got {steps}.")
+        raise SamplingError(f"A run needs at least 1 step, got {steps}.")
     if not 0.0 < denoise <= 1.0:
-        raise ValueError(f"denoise is {denoise}; give a number above 0 and at most 1.")
+        raise SamplingError(f"denoise is {denoise}; give a number above 0 and at most 1.")
     total = max(steps, int(steps / denoise))
     # t is rounded to fp32 before the shift and again after it, the shift itself is float64:
     # this order reproduces the reference bit for bit.
@@ -62,7 +64,7 @@ def _shift_factor(shift: Shift, latent_h: int, latent_w: int, base: float) -> fl
     if shift == "auto":
         return time_shift_factor(latent_h, latent_w, base)
     if isinstance(shift, str) or not shift > 0 or not math.isfinite(shift):
-        raise ValueError(f"shift is {shift!r}; give 'auto', None or a number above 0.")
+        raise SamplingError(f"shift is {shift!r}; give 'auto', None or a number above 0.")
     return float(shift)
 
 

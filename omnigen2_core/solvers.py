@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from .errors import SamplingError
+
 
 class Solver(Protocol):
     """Moves latents from time t to t_next; may remember earlier steps of the same run."""
@@ -68,8 +70,8 @@ def make_solver(name: str) -> Solver:
     """A fresh solver for one run.
 
     Raises:
-        ValueError: There is no solver of that name.
+        SamplingError: There is no solver of that name.
     """
     if name not in SOLVERS:
-        raise ValueError(f"There is no solver named {name!r}; choose one of {', '.join(SOLVERS)}.")
+        raise SamplingError(f"There is no solver named {name!r}; choose one of {', '.join(SOLVERS)}.")
     return SOLVERS[name]()

@@ -6,8 +6,7 @@ from typing import Sequence
 
 from PIL import Image
 
-from .assistant import MAX_IMAGES, Answer, Assistant, OnStep, OnText, check_image_count
-from .errors import PromptError
+from .assistant import MAX_IMAGES, Answer, Assistant, OnStep, OnText, check_batch, check_image_count, pictures_of
 from .generation import GREEDY, Sampling
 from .prompts import chat_prompt
 
@@ -34,28 +33,27 @@ def ask(
 
     Args:
         questions: One question or several; in which order and company they are asked changes no answer.
-        images: For every question its pictures, of any mode and size; "image 1" in a question is its first.
+        images: For every question the list of its pictures, of any mode and size, so for one question [[picture]];
+            "image 1" in a question is its first. None is no pictures.
         sampling: How tokens are chosen; the likeliest each time without it.
-        seed: Of the first question; it counts up from there.
-        max_new_tokens: An answer that is longer is cut off there and not `complete`.
-        batch: Questions in one forward pass. Every one carries its own images, which memory has to hold.
+        seed: Of the first question, any whole number; it counts up from there, modulo 2**64.
+        max_new_tokens: At least 1; an answer that is longer is cut off there and not `complete`. With its prompt it
+            may be as long as the model reads.
+        batch: Questions in one forward pass, at least 1. Every one carries its own images, which memory has to hold.
         max_images: Pictures that a question may have; None sets no limit.
         on_text: See `OnText`; rows are numbers of questions.
         on_step: See `OnStep`; it counts from 1 again with every batch.
 
     Raises:
         CheckpointError: There are images and the model cannot see.
-        PromptError: A question holds an image placeholder, or is too long with its images.
-        ReferenceImageError: A question has more than `max_images`.
+        PromptError: A question holds an image placeholder, or is too long with its images and answer; there are not as
+            many lists of pictures as questions; `batch` or `max_new_tokens` is below 1.
+        ReferenceImageError: A question has more than `max_images`, or a picture that is not in a list.
         SizeError: A picture is too thin.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
-    shown = [list(own) for own in images] if images is not None else [[] for _ in questions]
-    if len(shown) != len(questions):
-        raise PromptError(
-            f"Got images for {len(shown)} questions and {len(questions)} questions; give one list, which may be empty, "
-            "a question."
-        )
+    check_batch(batch)
+    shown = pictures_of(questions, images)
     for own in shown:
         check_image_count(len(own), max_images)
     answers: list[Answer] = []

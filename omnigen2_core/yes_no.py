@@ -12,7 +12,7 @@ from typing import Sequence
 
 from PIL import Image
 
-from .assistant import Assistant, OnStep
+from .assistant import Assistant, OnStep, check_batch, pictures_of
 from .errors import CheckpointError
 from .prompts import OmniGen2Tokenizer, chat_prompt
 
@@ -72,17 +72,21 @@ def ask_yes_no(
     Args:
         assistant: Who is asked.
         questions: Texts that can be answered by yes or no.
-        images: For every question its pictures, of any mode and size; may be empty.
-        batch: Questions in one forward pass. Every one carries its own images, which memory has to hold.
+        images: For every question the list of its pictures, of any mode and size, so for one question [[picture]]; a
+            list may be empty.
+        batch: Questions in one forward pass, at least 1. Every one carries its own images, which memory has to hold.
         on_step: Called before every pass with the number of tokens written, which is 0. May raise to cancel.
 
     Raises:
         CheckpointError: The model cannot see, or the tokenizer cannot tell yes from no.
-        PromptError: A question holds an image placeholder.
+        PromptError: A question holds an image placeholder; there are not as many lists of pictures as questions; or
+            `batch` is below 1.
+        ReferenceImageError: A picture is not in a list.
         SizeError: A picture is too thin.
     """
     yes, no = yes_no_ids(assistant.tokenizer)
-    asked = list(zip(questions, images, strict=True))
+    check_batch(batch)
+    asked = list(zip(questions, pictures_of(questions, images)))
     results: list[YesNo] = []
     for start in range(0, len(asked), batch):
         if on_step is not None:

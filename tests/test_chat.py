@@ -269,6 +269,16 @@ def test_messages_that_cannot_be_sent_are_refused(turn, message, images, error, 
         turn(Conversation(), message, images)
 
 
+def test_a_mode_can_be_a_word_and_no_other_word_is_one(monkeypatch, assistant, turn, draw):
+    prompts = says(monkeypatch, assistant, "A fox.")
+    assert turn(Conversation(), "Draw a fox.", mode="draw").turn.images == ("drawn1.png",)
+    assert turn(Conversation(), "What is it?", mode="text").turn.text == "A fox." and len(draw.drawings) == 1
+    prompts.clear()
+    with pytest.raises(ConversationError, match="no mode 'paint'; choose one of auto, text, draw"):
+        turn(Conversation(), "Draw a fox.", mode="paint")
+    assert not prompts
+
+
 def test_a_drawing_without_a_picture_is_refused(assistant, files):
     with pytest.raises(ConversationError, match="gave no picture"):
         reply(assistant, Conversation(), "Draw.", load=files, draw=lambda drawing: [], mode=Mode.DRAW)

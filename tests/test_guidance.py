@@ -37,7 +37,7 @@ def test_the_range_counts_steps_and_includes_both_ends(window, expected):
 
 @pytest.mark.parametrize("window", [(0.6, 0.4), (-0.1, 1.0), (0.0, 1.5)])
 def test_a_range_that_is_none_is_refused(window):
-    with pytest.raises(ValueError, match="guidance range"):
+    with pytest.raises(ValueError, match="guidance range is .*; let it start and end within 0..1, and not start after its end"):
         Guidance(range=window)
 
 

@@ -258,6 +258,28 @@ def test_weights_stored_as_fp8_compute_in_the_dtype_asked_for(weights, cases):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("operations", [torch.nn, CastOnUse], ids=["plain layers", "layers that cast"])
+def test_a_tied_output_projection_is_the_table_where_that_lies_ready(weights, operations):
+    model = build_mllm(FACTS["config"], operations=operations, dtype=torch.float32)
+    load_mllm_state_dict(model, weights)
+    table, device = model.model.embed_tokens, torch.device("cpu")
+    assert model.head_weight(device) is table.weight
+    changed = table.register_forward_hook(lambda module, given, rows: rows + 1)
+    torch.testing.assert_close(model.head_weight(device), table.weight + 1)
+    changed.remove()
+    table.weight_function = [torch.neg]
+    assert model.head_weight(device) is not table.weight
+
+
+@torch.no_grad()
+def test_a_tied_output_projection_that_is_stored_otherwise_comes_in_the_compute_dtype(weights):
+    model = build_mllm(FACTS["config"], operations=CastOnUse, dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    load_mllm_state_dict(model, {name: value.to(torch.float8_e4m3fn) for name, value in weights.items()})
+    head = model.head_weight(torch.device("cpu"))
+    assert head.dtype == torch.bfloat16 and torch.equal(head, model.model.embed_tokens.weight.to(torch.bfloat16))
+
+
+@torch.no_grad()
 def test_nothing_is_computed_in_float64_complex_or_fp8(model, cases):
     absent = {torch.float64, torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2}
 

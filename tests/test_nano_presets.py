@@ -114,7 +114,7 @@ def test_own_tasks_are_sorted_by_their_references(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
     file = tmp_path / "tasks.json"
     file.write_text(json.dumps([{"prompt": "a cat"}, {"prompt": "make it blue", "references": ["a.png"]}, {"prompt": "a dog"}]))
-    tasks = OwnTasks(file, WEIGHTS)
+    tasks = OwnTasks(file)
     assert tasks.kinds == {"0 references": 0, "1 reference": 1}
     assert tasks.available("0 references", 5) == 2 and tasks.available("1 reference", 5) == 1
 
@@ -125,7 +125,7 @@ def test_own_tasks_with_other_prompts_or_references_are_another_world(tmp_path):
     def name(prompt: str, colour: str) -> str:
         Image.new("RGB", (40, 30), colour).save(picture)
         file.write_text(json.dumps([{"prompt": prompt, "references": ["a.png"]}]))
-        return OwnTasks(file, WEIGHTS).name
+        return OwnTasks(file).name
 
     names = [name("a cat", "red"), name("a dog", "red"), name("a cat", "blue")]
     assert len(set(names)) == 3 and name("a cat", "red") == names[0]
@@ -144,7 +144,7 @@ def test_a_file_of_tasks_that_is_not_one_is_refused(tmp_path, text, message):
     file = tmp_path / "tasks.json"
     file.write_text(text)
     with pytest.raises(OmniGen2Error, match=message):
-        OwnTasks(file, WEIGHTS).kinds
+        OwnTasks(file).kinds
 
 
 def test_own_tasks_are_judged_by_the_encoder_that_sees_references_and_picture(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_own_tasks_are_judged_by_the_encoder_that_sees_references_and_picture(tm
 
     # The package exports a function of the module's name.
     monkeypatch.setattr(import_module("omnigen2_core.reflection.model_looker"), "ask_yes_no", ask)
-    problem, = OwnTasks(file, WEIGHTS).draw(SimpleNamespace(encoder=None, tokenizer=None), "1 reference", 3, 0, 1)
+    problem, = OwnTasks(file).draw(SimpleNamespace(assistant=lambda: None), "1 reference", 3, 0, 1)
     assert problem.is_right(Image.new("RGB", (40, 30), "blue")) and not problem.is_right(Image.new("RGB", (40, 30), "red"))
     (question,), ((reference, picture),) = asked[0]
     assert "make it blue" in question and reference.size == picture.size == (40, 30)

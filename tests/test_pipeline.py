@@ -12,10 +12,12 @@ from talking import golden_tokenizer
 
 from omnigen2_core import transformer
 from omnigen2_core.acceleration.presets import Acceleration
-from omnigen2_core.errors import PromptError, ReferenceImageError, SizeError
+from omnigen2_core.errors import PromptError, ReferenceImageError, SamplingError, SizeError
 from omnigen2_core.guidance import Guidance
 from omnigen2_core.pipeline import OmniGen2Pipeline
+from omnigen2_core.nano.folder import WEIGHTS
 from omnigen2_core.precision import Precision
+from omnigen2_core.understanding import ask
 
 SETTINGS = {"steps": 3, "size": (64, 48)}
 
@@ -182,6 +184,36 @@ def test_lists_of_the_wrong_length_are_refused(pipeline):
         pipeline.generate(["a", "b"], references=[None])
     with pytest.raises(PromptError, match="3 seeds for 1"):
         pipeline.generate("a", seeds=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"steps": 0}, SamplingError, "at least 1 step, got 0"),
+        ({"solver": "dpm"}, SamplingError, "no solver named 'dpm'; choose one of euler, dpmpp_2m"),
+        ({"shift": "on"}, SamplingError, "shift is 'on'"),
+        ({"prompts": []}, PromptError, "There is no prompt; give at least one"),
+        ({"references": [picture(32, 32)]}, ReferenceImageError, r"for every prompt a list of its pictures: \[\[picture\]\]"),
+        ({"references": picture(32, 32)}, ReferenceImageError, r"for every prompt a list of its pictures: \[\[picture\]\]"),
+    ],
+    ids=["steps", "solver", "shift", "prompts", "no lists", "a picture"],
+)
+def test_what_makes_no_run_is_refused_before_anything_is_encoded(monkeypatch, pipeline, wrong, error, message):
+    monkeypatch.setattr(pipeline, "encode_prompts", lambda prompts: pytest.fail("encoded"))
+    with pytest.raises(error, match=message):
+        pipeline.generate(**{"prompts": "a red circle", **SETTINGS, **wrong})
+
+
+def test_seeds_go_round(pipeline):
+    assert torch.equal(pipeline.noise([2**64 + 3, -1], 16, 16), pipeline.noise([3, 2**64 - 1], 16, 16))
+
+
+def test_the_assistant_sees_as_the_folder_says():
+    pipeline = OmniGen2Pipeline.from_folder(WEIGHTS, device="cpu")
+    assistant = pipeline.assistant()
+    assert assistant.pixels.patch_size == 8 and assistant.pixels.max_pixels == 160 * 160
+    [answer] = ask(assistant, "What color is the background?", [[Image.new("RGB", (96, 96), "white")]])
+    assert answer.text
 
 
 def test_references_of_different_sizes_need_a_size_of_the_result(pipeline):

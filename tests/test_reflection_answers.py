@@ -124,7 +124,7 @@ def test_lettering_in_another_script_may_be_quoted():
     assert reflection.verdict is Verdict.UNSATISFIED
 
 
-@pytest.mark.parametrize("named", ["image 2", "Image #2", "the second image", "the picture 2", "<img2>", "image (2)"])
+@pytest.mark.parametrize("named", ["image 2", "Image #2", "the second image", "picture no. 2", "<img2>", "image (2)"])
 def test_the_picture_in_question_has_no_number_for_whoever_draws(named):
     said = f"VERDICT: WRONG\nPROBLEM: the hat in {named} is blue\nKIND: ATTRIBUTE\nFIX: Make the hat in {named} as in image 1"
     reflection = PromptedReflector(ScriptedAnswers(said))(Task("his hat, red", (picture(1),)), picture(5))
@@ -133,9 +133,9 @@ def test_the_picture_in_question_has_no_number_for_whoever_draws(named):
 
 
 def test_numbers_of_references_and_of_things_stay():
-    fix = "Add 2 dogs to the image, 20 pixels apart, as image 1 and image 2 and images 20 show"
+    fix = "Add to the image 2 dogs, 20 pixels apart, as image 1 and images 20 show"
     said = f"VERDICT: WRONG\nPROBLEM: no dogs\nKIND: LAYOUT\nFIX: {fix}"
-    for references in ((), (picture(1), picture(2))):
+    for references in ((), (picture(1),)):
         assert PromptedReflector(ScriptedAnswers(said))(Task("dogs", references), picture(5)).correction == fix
 
 
@@ -260,6 +260,11 @@ def test_the_model_lists_the_requirements_from_the_instruction_alone():
     )
     assert AskedRequirements(ask)(TASK) == ["Is the circle red?", "Is the circle left of the square?"]
     assert ask.asked[0][1] == []
+
+
+def test_requirements_that_a_list_of_tags_does_not_name_are_dropped():
+    ask = ScriptedAnswers("Is there a samurai?\nAre there mountains in the background?")
+    assert AskedRequirements(ask)(Task("cyberpunk samurai, neon, rain, bokeh")) == ["Is there a samurai?"]
 
 
 def test_requirements_that_the_instruction_does_not_name_are_dropped():

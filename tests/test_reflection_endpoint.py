@@ -241,11 +241,12 @@ def test_a_judge_that_says_nothing_has_no_answer_and_fails_nothing(server):
     assert score.value is None and "1 of 1 questions got neither yes nor no" in score.note
 
 
-@pytest.mark.parametrize("thoughts", [None, "", "<think>Is it red? Let me"])
+@pytest.mark.parametrize("thoughts", [None, "", "<think>Is it red? Let me", "Is it red? Let me"])
 def test_thoughts_that_leave_no_room_for_an_answer_get_more(server, thoughts):
     def reply(handler):
         short = settings_of(handler.server.requests[-1])["max_tokens"] == 512
-        return (200, {}, cut_off(thoughts)) if short else (200, {}, answer("<think>It is\nred.</think>\n\nYes."))
+        opened = "" if thoughts == "Is it red? Let me" else "<think>"
+        return (200, {}, cut_off(thoughts)) if short else (200, {}, answer(f"{opened}It is\nred.</think>\n\nYes."))
 
     server.reply = reply
     assert Endpoint(server.url, "eyes").looker().ask(["Is it red?", "Is it round?"], [[], []]) == ["Yes."] * 2
@@ -319,6 +320,14 @@ def test_a_server_that_is_busy_is_asked_again_as_it_says(server, monkeypatch):
     assert ask(server) == "yes" and waited[3:] == [2]
     busy(server, 7, **{"Retry-After": "86400"})
     assert ask(server) == "yes" and waited[4:] == [30], "nobody waits for a day"
+
+
+def test_who_has_left_asks_a_busy_server_no_more(server):
+    busy(server, 99)
+    looker = Endpoint(server.url, "eyes").looker(pause=lambda seconds: False)
+    with pytest.raises(JudgeError, match="takes no more requests"):
+        looker.ask(["Is it red?"], [[]])
+    assert len(server.requests) == 1
 
 
 def test_a_server_that_stays_busy_ends_the_run_and_says_why(server, monkeypatch):

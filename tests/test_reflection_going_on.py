@@ -184,6 +184,15 @@ def test_scores_by_other_questions_are_none_to_compare_with():
     assert record.rounds[0].reflection is FAULT, "what was said stays"
 
 
+def test_a_judge_that_cannot_tell_leaves_an_earlier_score_alone():
+    record, _ = run([40], FAULT, rounds=0)
+    verifier = QualityVerifier(blind=[60])
+    verifier.questions = ("Is it as asked?",)
+    record.pick(0)
+    run([60], RIGHT, task=record, rounds=1, redraw=Redraw.EDIT, verifier=verifier)
+    assert record.rounds[0].score.value == 0.4 and record.best_index == 0
+
+
 def test_going_on_from_a_picture_that_is_no_round():
     record = Record(TASK)
     record.give(picture(50))

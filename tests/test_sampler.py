@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from omnigen2_core.errors import SamplingError
 from omnigen2_core.sampler import sample
 from omnigen2_core.schedule import timesteps
 
@@ -78,5 +79,5 @@ def test_a_run_may_stop_early_and_be_continued():
 
 @pytest.mark.parametrize("times", [[0.5], [0.5, 0.2], [0.0, 1.5], [-0.1, 1.0], [float("nan"), 1.0]])
 def test_times_that_do_not_rise_are_refused(times):
-    with pytest.raises(ValueError, match="rise within 0..1"):
+    with pytest.raises(SamplingError, match="rise within 0..1"):
         sample(lambda x, t, step: x, torch.zeros(1, 1, 2, 2), torch.tensor(times))

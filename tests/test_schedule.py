@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from omnigen2_core.errors import SamplingError
 from omnigen2_core.schedule import custom_timesteps, sigmas, step_at, time_shift_factor, timesteps
 
 
@@ -43,7 +44,7 @@ def test_partial_denoise_walks_the_end_of_a_longer_schedule():
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"denoise": 0.0}, {"denoise": 1.2}, {"shift": -1.0}, {"shift": "on"}])
 def test_values_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="got 0|denoise is|shift is"):
+    with pytest.raises(SamplingError, match="got 0|denoise is|shift is"):
         timesteps(**{"steps": 4, "latent_h": 64, "latent_w": 64, **wrong})
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from omnigen2_core.errors import SamplingError
 from omnigen2_core.sampler import sample
 from omnigen2_core.schedule import timesteps
 from omnigen2_core.solvers import DPMSolverPP2M, EulerSolver, make_solver
@@ -86,5 +87,5 @@ def test_a_step_of_no_length_changes_nothing():
 
 
 def test_an_unknown_solver_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'ddim'; choose one of euler, dpmpp_2m"):
+    with pytest.raises(SamplingError, match="'ddim'; choose one of euler, dpmpp_2m"):
         make_solver("ddim")

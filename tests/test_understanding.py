@@ -8,13 +8,14 @@ from PIL import Image
 from talking import golden_assistant, says
 
 from omnigen2_core.assistant import KEPT_PICTURES, Assistant
-from omnigen2_core.errors import CheckpointError, PromptError, ReferenceImageError, SizeError
+from omnigen2_core.errors import CheckpointError, GenerationError, PromptError, ReferenceImageError, SizeError
 from omnigen2_core.generation import Sampling
 from omnigen2_core.mllm import build_mllm
 from omnigen2_core.nano.folder import WEIGHTS
 from omnigen2_core.presets import PRESETS
 from omnigen2_core.prompts import chat_prompt
 from omnigen2_core.understanding import ask
+from omnigen2_core.vision import PixelConfig
 from omnigen2_core.yes_no import ask_yes_no
 
 CHANCE = Sampling(temperature=0.9, top_k=40, top_p=0.95, repetition_penalty=1.1)
@@ -77,12 +78,12 @@ def test_a_picture_is_looked_at_once_however_often_it_is_asked_about(assistant, 
     chats = [chat_prompt("look", 1)] * 3
     together = assistant.prepare(chats, [[first], [second], [first.copy()]])
     assert ask_yes_no(assistant, ["is it?"], [[second]]) and assistant.encode(chat_prompt("draw it", 1), [first])
-    assert looked_at == [2]
+    assert looked_at == [1, 1], "each by itself: what looking takes grows with all that is looked at together"
     alone = []
     for shown in (first, second, first):
         assistant.forget()
         alone.append(assistant.prepare(chats[:1], [[shown]]).visual)
-    assert looked_at == [2, 1, 1, 1]
+    assert looked_at == [1] * 5
     torch.testing.assert_close(together.visual, torch.cat(alone), atol=1e-5, rtol=0)
 
 
@@ -92,7 +93,7 @@ def test_only_pictures_that_are_alike_as_a_whole_are_taken_for_one(assistant, lo
     dot = black.copy()
     dot.putpixel((55, 83), (0, 0, 1))
     prompt = assistant.prepare([chat_prompt("look", 3)], [[black, turned, dot]])
-    assert looked_at == [3] and prompt.grid.tolist() == [[1, 6, 4], [1, 4, 6], [1, 6, 4]]
+    assert looked_at == [1] * 3 and prompt.grid.tolist() == [[1, 6, 4], [1, 4, 6], [1, 6, 4]]
 
 
 def test_of_many_pictures_the_last_are_kept(assistant, looked_at):
@@ -102,6 +103,19 @@ def test_of_many_pictures_the_last_are_kept(assistant, looked_at):
     # The first two are gone; seeing the first again takes the place of what was asked about longest ago, the fourth.
     assert len(looked_at) == len(pictures) + 2
     assert len(assistant.prepare([chat_prompt("look", len(pictures))], [pictures]).grid) == len(pictures)
+
+
+def test_of_large_pictures_fewer_are_kept_but_always_those_of_the_prompt_at_hand(monkeypatch, assistant, looked_at):
+    monkeypatch.setattr("omnigen2_core.assistant.KEPT_TOKENS", 12)
+    pictures = [picture(56, 84, seed) for seed in range(4)]  # of 6 tokens each
+    for shown in (pictures[:1], pictures[1:2], pictures[:2], pictures[2:3], pictures[1:3]):
+        assistant.prepare([chat_prompt("look", len(shown))], [shown])
+    assert len(looked_at) == 3, "two are kept"
+    assistant.prepare([chat_prompt("look", 1)], [pictures[:1]])
+    assert len(looked_at) == 4, "the oldest went"
+    for _ in range(2):
+        assistant.prepare([chat_prompt("look", 4)], [pictures])
+    assert len(looked_at) == 6, "more than may be kept, and yet asked about twice at the price of one look"
 
 
 def test_every_image_changes_the_answer(assistant):
@@ -170,13 +184,44 @@ def test_cancelling_leaves_the_model_usable(assistant, when):
         ({"max_new_tokens": 0}, PromptError, "at most 0 tokens"),
         ({"questions": "x" * 4000}, PromptError, "more than the 4096 that the model reads. Shorten it"),
         ({"questions": "x" * 5000, "max_new_tokens": 8000}, PromptError, "Shorten it"),
-        ({"max_new_tokens": 4090}, PromptError, "Lower max_length to "),
+        ({"max_new_tokens": 4090}, PromptError, "Allow the answer 3966 tokens or fewer."),
+        ({"images": [picture(30, 30)]}, ReferenceImageError, r"for every question a list of its pictures: \[\[picture\]\]"),
+        ({"images": picture(30, 30)}, ReferenceImageError, r"for every question a list of its pictures: \[\[picture\]\]"),
+        ({"batch": 0}, PromptError, "batch is 0; ask at least 1"),
+        ({"batch": -1}, PromptError, "batch is -1; ask at least 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_what_cannot_be_asked_is_refused(assistant, arguments, error, message):
     with pytest.raises(error, match=message.replace("|", r"\|").replace("?", r"\?")):
         ask(assistant, **{"questions": "what is it?", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"images": [picture(30, 30)]}, ReferenceImageError, "for every question a list"),
+        ({"images": []}, PromptError, "images for 0 questions and 1 questions"),
+        ({"batch": 0}, PromptError, "batch is 0; ask at least 1"),
+        ({"batch": -1}, PromptError, "batch is -1; ask at least 1"),
+    ],
+    ids=["no list", "no pictures", "no batch", "less than none"],
+)
+def test_what_cannot_be_asked_for_yes_or_no_is_refused(assistant, arguments, error, message):
+    with pytest.raises(error, match=message):
+        ask_yes_no(assistant, **{"questions": ["is it?"], "images": [[]], **arguments})
+
+
+def test_chance_needs_a_seed_for_every_answer(assistant):
+    with pytest.raises(GenerationError, match="Got 0 seeds for 1 prompts"):
+        assistant.write([chat_prompt("hello")], [[]], max_new_tokens=2, sampling=CHANCE)
+
+
+@pytest.mark.parametrize("changed", [{"patch_size": 8}, {"merge_size": 1}, {"temporal_patch_size": 1}], ids=lambda d: next(iter(d)))
+def test_pixels_of_another_model_are_refused_before_anything_is_looked_at(assistant, changed):
+    [(name, value)] = changed.items()
+    with pytest.raises(CheckpointError, match=f"{name} {value}, and the encoder takes {getattr(PixelConfig(), name)}"):
+        Assistant(assistant.model, assistant.tokenizer, PixelConfig(**changed))
 
 
 def test_an_encoder_without_eyes_answers_questions_and_refuses_pictures(golden, assistant):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 import torch
 from PIL import Image
@@ -16,8 +16,7 @@ from comfy.text_encoders.omnigen2 import Omnigen2Model
 from ...omnigen2_core.assistant import Answer, Assistant
 from ...omnigen2_core.checkpoints import require_vision
 from ...omnigen2_core.errors import PromptError
-from ...omnigen2_core.vision import visual_tokens
-from .clip import OmniGen2Encoder
+from .clip import OmniGen2Encoder, pictures_of
 from .tokenizer import TOKENS, HostTokenizer
 
 SCORE_BYTES = 32
@@ -60,7 +59,7 @@ class HostAssistant(Assistant):
         if any(images):
             require_vision(self.encoder.part.info)
         rows = [self._row(chat, own) for chat, own in zip(chats, images, strict=True)]
-        needed = writing_memory(self.encoder, self.host_tokenizer, rows, max_new_tokens)
+        needed = writing_memory(self.encoder, rows, max_new_tokens)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
 
     def _row(self, chat: str, images: Sequence[Image.Image]) -> list[tuple]:
@@ -88,28 +87,21 @@ def assistant_of(clip: comfy.sd.CLIP) -> HostAssistant:
     )
 
 
-def writing_memory(
-    encoder: OmniGen2Encoder, tokenizer: HostTokenizer, rows: Sequence[list[tuple]], max_new_tokens: int
-) -> float:
+def writing_memory(encoder: OmniGen2Encoder, rows: Sequence[list[tuple]], max_new_tokens: int) -> float:
     """Bytes needed beside the weights to read prompts, as tokens with pictures in their places, and write after them.
 
-    Counted are activations, the keys and values of every token up to the longest answer, the output projection,
-    which a model with tied weights has to make of its embeddings, and the scores of one step.
+    Counted are activations, of the vision tower for one picture, since it looks at one after the other, the keys and
+    values of every token up to the longest answer, the output projection, which a model with tied weights has to make
+    of its embeddings, and the scores of one step.
     """
     config = encoder.transformer.config
     text, size = config.text, comfy.model_management.dtype_size(encoder.transformer.compute_dtype)
-    lengths = [
-        sum(
-            visual_tokens(*token["data"].size, tokenizer.pixels) if isinstance(token, Mapping) else 1
-            for token, *_ in row
-        )
-        for row in rows
-    ]
+    activations = encoder.reading_memory(rows) + max(map(encoder.looking_memory, pictures_of(rows)), default=0.0)
     per_token = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * config.head_dim * size
-    cache = len(rows) * (max(lengths) + max_new_tokens) * per_token
+    cache = len(rows) * (max(map(encoder.length_of, rows)) + max_new_tokens) * per_token
     head = text["vocab_size"] * text["hidden_size"] * size if config.tied else 0
     scores = len(rows) * text["vocab_size"] * SCORE_BYTES
-    return encoder.memory_estimation_function({TOKENS: rows}) + cache + head + scores
+    return activations + cache + head + scores
 
 
 def _what(encoder: Any) -> str:

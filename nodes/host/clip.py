@@ -8,9 +8,10 @@ tokenizer, which every clone of a CLIP shares, because `CLIP.clone` knows no sub
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import torch
+from PIL import Image
 
 import comfy.model_management
 import comfy.ops
@@ -31,7 +32,7 @@ from ...omnigen2_core.mllm import (
     to_early_name,
 )
 from ...omnigen2_core.quantised import holds_packed
-from ...omnigen2_core.vision import preprocess, smart_resize, token_counts
+from ...omnigen2_core.vision import preprocess, smart_resize, token_counts, visual_tokens
 from .model import LARGE_BYTES, with_fp8_scales
 from .packed import PackedModelPatcher, host_operations, refuse_fp8
 from .parts import Part
@@ -158,20 +159,30 @@ class OmniGen2Encoder(torch.nn.Module, ClipTokenWeightEncoder):
 
     def memory_estimation_function(self, tokens: Mapping[str, list], device: torch.device | None = None) -> float:
         """Bytes that activations need beside the weights; asked by `CLIP.load_model`."""
-        config = self.transformer.config
-        size = comfy.model_management.dtype_size(self.transformer.compute_dtype)
-        text, visual = 0, 0
-        for row in tokens.get(TOKENS, ()):
-            for token, *_ in row:
-                if isinstance(token, Mapping):
-                    width, height = smart_resize(*token["data"].size, self.tokenizer.pixels)
-                    patches = width * height // self.tokenizer.pixels.patch_size**2
-                    text, visual = text + patches // config.merge_size**2, visual + patches
-                else:
-                    text += 1
-        per_token = 8 * config.text["hidden_size"] + 3 * config.text["intermediate_size"]
-        per_patch = 8 * config.vision["hidden_size"] + 3 * config.vision["intermediate_size"]
-        return float(text * per_token + visual * per_patch) * size
+        rows = tokens.get(TOKENS, ())
+        return self.reading_memory(rows) + sum(self.looking_memory(picture) for picture in pictures_of(rows))
+
+    def reading_memory(self, rows: Sequence[list]) -> float:
+        """Bytes for the text model's activations while it reads these rows of tokens, pictures among them, at once."""
+        text = self.transformer.config.text
+        elements = 8 * text["hidden_size"] + 3 * text["intermediate_size"]
+        return float(sum(map(self.length_of, rows)) * elements * self._element_size)
+
+    def looking_memory(self, picture: Image.Image) -> float:
+        """Bytes for the vision tower's activations while it looks at one picture."""
+        width, height = smart_resize(*picture.size, self.tokenizer.pixels)
+        patches = width * height // self.tokenizer.pixels.patch_size**2
+        # Its attention turns queries and keys in fp32, with copies of both, beside the pixels in two dtypes.
+        return float(patches * 20 * self.transformer.config.vision["hidden_size"] * self._element_size)
+
+    def length_of(self, row: list) -> int:
+        """Tokens of a row, those that its pictures will become included."""
+        pixels = self.tokenizer.pixels
+        return sum(visual_tokens(*token["data"].size, pixels) if isinstance(token, Mapping) else 1 for token, *_ in row)
+
+    @property
+    def _element_size(self) -> int:
+        return comfy.model_management.dtype_size(self.transformer.compute_dtype)
 
     def _inputs(self, rows: list[list]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Ids and mask [B, L], and pixels and grid where there are images, on the device that computes."""
@@ -195,6 +206,11 @@ class OmniGen2Encoder(torch.nn.Module, ClipTokenWeightEncoder):
         device = self.execution_device or next(self.transformer.parameters()).device
         moved = [None if value is None else value.to(device) for value in (ids, mask, pixels, grid)]
         return tuple(moved)
+
+
+def pictures_of(rows: Sequence[list]) -> list[Image.Image]:
+    """The pictures among rows of tokens with their weights."""
+    return [token["data"] for row in rows for token, *_ in row if isinstance(token, Mapping)]
 
 
 def load_clip(part: Part, *, dtype: str = "auto", disable_dynamic: bool = False) -> comfy.sd.CLIP:

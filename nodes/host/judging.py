@@ -89,7 +89,7 @@ def verifier_of(onlooker: HostAssistant | Blind, judge: str) -> Verifier:
     Raises JudgeError when the endpoint is asked for and the environment does not name it.
     """
     if judge == "own_endpoint":
-        return QuestionVerifier(_cancellable(Endpoint.from_environment().looker()))
+        return QuestionVerifier(_cancellable(Endpoint.from_environment()))
     if isinstance(onlooker, Blind):
         return onlooker
     looker = host_looker(onlooker)
@@ -97,7 +97,7 @@ def verifier_of(onlooker: HostAssistant | Blind, judge: str) -> Verifier:
 
 
 def host_looker(assistant: HostAssistant) -> Looker:
-    """The encoder as one who answers; the run can be cancelled at every token, and between yes/no questions."""
+    """The encoder as one who answers; the run can be cancelled at every token, and between passes of yes/no questions."""
     return model_looker(assistant, batch=AT_ONCE, on_step=_check_cancelled)
 
 
@@ -105,13 +105,19 @@ def _is_trained(assistant: HostAssistant) -> bool:
     return assistant.encoder.profile.trained_reflection
 
 
-def _cancellable(looker: Looker) -> Looker:
-    """Asks one question at a time, and waits for no answer once the run was cancelled."""
+def _cancellable(endpoint: Endpoint) -> Looker:
+    """Asks one question at a time, and waits for no answer once the run was cancelled, nor asks again."""
+    cancelled = threading.Event()
+    looker = endpoint.looker(pause=lambda seconds: not cancelled.wait(seconds))
 
     def ask(questions: Sequence[str], images: Shown) -> list[str]:
         answers: list[str] = []
         for question, own in zip(questions, images, strict=True):
-            answers += _unless_cancelled(lambda question=question, own=own: looker.ask([question], [own]))
+            try:
+                answers += _unless_cancelled(lambda question=question, own=own: looker.ask([question], [own]))
+            except comfy.model_management.InterruptProcessingException:
+                cancelled.set()
+                raise
         return answers
 
     return Looker(ask)

@@ -18,10 +18,8 @@ from PIL import Image
 
 from .. import reflection as r
 from ..assistant import Assistant
-from ..checkpoints import ModelFolder
 from ..errors import OmniGen2Error
 from ..reflection.requirements import whole_question
-from ..vision import PixelConfig
 from .problems import Problem
 
 FORM = '[{"prompt": "...", "references": ["cat.png"]}, ...]'
@@ -29,7 +27,7 @@ FORM = '[{"prompt": "...", "references": ["cat.png"]}, ...]'
 
 @dataclass(frozen=True)
 class OwnTasks:
-    """Tasks from the JSON file `file`, judged by the encoder of the folder `model`.
+    """Tasks from the JSON file `file`, judged by the encoder of the model that draws them.
 
     The file holds a list of {"prompt": "...", "references": ["cat.png", ...]}; references are optional, and relative to
     the file. A picture of one reference has that one's size, any other the model's default.
@@ -38,7 +36,6 @@ class OwnTasks:
     """
 
     file: Path
-    model: Path
     size: None = None
     batch: int = 1
 
@@ -77,8 +74,7 @@ class OwnTasks:
         ]
 
     def _problem(self, pipeline, prompt: str, files: Sequence[Path], seed: int) -> Problem:
-        pixels = PixelConfig.from_dict(ModelFolder(self.model).processor_config)
-        assistant = Assistant(pipeline.encoder, pipeline.tokenizer, pixels)
+        assistant = pipeline.assistant()
         references = tuple(Image.open(file) for file in files)
         return Problem(prompt, references, seed, lambda picture: approves(assistant, prompt, references, picture))
 

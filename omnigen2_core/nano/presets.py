@@ -76,7 +76,7 @@ def own_stages(tasks: World, count: int) -> list[Stage]:
 def chosen_stages(options: argparse.Namespace) -> list[Stage]:
     """What the command is asked to search. Raises OmniGen2Error for settings and tasks that cannot be."""
     named: tuple[Candidate, ...] = tuple(map(parse, options.settings))
-    tasks = OwnTasks(options.tasks, options.model) if options.tasks else None
+    tasks = OwnTasks(options.tasks) if options.tasks else None
     if tasks is not None:
         tasks.kinds  # What is wrong with the file is said before a model is loaded.
     if options.report:
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     show(results)
     if options.figure and results.worlds():
-        world = OwnTasks(options.tasks, options.model).name if options.tasks else ""
+        world = OwnTasks(options.tasks).name if options.tasks else ""
         options.figure.write_text(draw_figure(results, world), encoding="utf-8")
     if options.table:
         parts = [f"### {world}\n\n{markdown(results, world)}" for world in results.worlds()]

@@ -142,7 +142,8 @@ def draw_batch(job: Job) -> Batch:
 def _shifted(pipeline: OmniGen2Pipeline, shift: float) -> OmniGen2Pipeline:
     """The same model with so many times its time shift."""
     profile = replace(pipeline.profile, shift_base=pipeline.profile.shift_base / shift)
-    return OmniGen2Pipeline(pipeline.transformer, pipeline.vae, pipeline.encoder, pipeline.tokenizer, profile)
+    parts = (pipeline.transformer, pipeline.vae, pipeline.encoder, pipeline.tokenizer)
+    return OmniGen2Pipeline(*parts, profile, pipeline.pixels)
 
 
 def _compare(job: Job, pictures: Sequence[Image.Image]) -> tuple[float, ...]:

@@ -19,12 +19,10 @@ from PIL import Image
 from .. import reflection as r
 from ..assistant import Assistant
 from ..chat import reply
-from ..checkpoints import ModelFolder
 from ..conversation import Conversation
 from ..pipeline import OmniGen2Pipeline
 from ..reflection.loop import OVERRULE
 from ..understanding import ask as answer
-from ..vision import PixelConfig
 from . import wording as w
 from .drawn import HARD_STEPS, MENDING
 from .edits import draw_edit
@@ -59,8 +57,7 @@ def load_tools(folder: Path, steps: int = HARD_STEPS, guided: bool = True, lora:
     pipeline = OmniGen2Pipeline.from_folder(folder, device="cpu")
     if lora:
         pipeline.load_lora(lora)
-    pixels = PixelConfig.from_dict(ModelFolder(folder).processor_config)
-    assistant = Assistant(pipeline.encoder, pipeline.tokenizer, pixels)
+    assistant = pipeline.assistant()
 
     def draw(prompt: str, references: Sequence[Image.Image], seed: int) -> Image.Image:
         settings = {"size": DEFAULT_SIZE, "steps": steps, "guidance": None if guided else MENDING}

@@ -88,7 +88,8 @@ class Bench:
             with self._stage(Stage.VERIFY, index, seconds):
                 entry = replace(entry, score=self._examine().score(picture))
                 if self.record.rounds:
-                    self._examine_best()
+                    if entry.score.value is not None:
+                        self._examine_best()
                     entry = replace(entry, helped=takes_lead(self.record, self._examine(), picture, entry.score, entry.reflection))
         finally:
             self.record.add(entry)

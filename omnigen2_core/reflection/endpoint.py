@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -52,8 +52,8 @@ LONGEST_TIMEOUT = 86400.0
 """Seconds. The operating system's own limit is higher, and differs."""
 
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
-"""What a reasoning model writes first where its server does not take it out."""
+_THOUGHTS = re.compile(r"\A.*?</think>|\A\s*<think>.*\Z", re.DOTALL)
+"""What a reasoning model writes first where its server does not take it out. Of some the prompt itself opens them."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -63,11 +63,21 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+Pause = Callable[[float], bool]
+"""Waits for so many seconds; False to give up instead."""
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+
 @dataclass
 class _Manner:
     """The settings that a server is asked with. Made for one run, so that a refusal is met once and then remembered."""
 
     settings: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": MAX_TOKENS})
+    pause: Pause = _sleep
     waits: int = 0
     """How often in a row it was waited for."""
 
@@ -90,13 +100,12 @@ class _Manner:
         return True
 
     def wait(self, seconds: str | None) -> bool:
-        """Waits as long as a server asks for in its header Retry-After. False where it was waited often enough."""
+        """Waits as long as a server asks for in its header Retry-After. False where there is to be no more of it."""
         if self.waits == len(WAITS):
             return False
         asked = float(seconds) if seconds and re.fullmatch(r"\d{1,6}", seconds.strip()) else WAITS[self.waits]
         self.waits += 1
-        time.sleep(min(asked, LONGEST_WAIT))
-        return True
+        return self.pause(min(asked, LONGEST_WAIT))
 
 
 @dataclass(frozen=True)
@@ -152,12 +161,13 @@ class Endpoint:
         """Name of the server, for messages."""
         return urlsplit(self.url).hostname or ""
 
-    def looker(self) -> Looker:
+    def looker(self, pause: Pause = _sleep) -> Looker:
         """The endpoint as one who answers questions, for any reflector or verifier. Made for one run.
 
-        It remembers which settings the server's model refused, so that it is asked without them from then on.
+        It remembers which settings the server's model refused, so that it is asked without them from then on. `pause`
+        waits until a busy server may be asked again.
         """
-        return Looker(partial(self._ask, _Manner()))
+        return Looker(partial(self._ask, _Manner(pause=pause)))
 
     def ask(self, questions: Sequence[str], images: Shown) -> list[str]:
         """One request for each question with its pictures, in turn.
@@ -181,7 +191,8 @@ class Endpoint:
                 continue
             manner.waits = 0
             text, cut_off = _text_of(answer, self.host)
-            if text or not cut_off or not manner.leave_room():
+            # What was asked for is far shorter than the least there is.
+            if not cut_off or not manner.leave_room():
                 return _without(key, text)[:LONGEST]
 
     def _send(self, body: Mapping[str, Any], key: str, manner: _Manner) -> bytes | None:

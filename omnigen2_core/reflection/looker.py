@@ -46,9 +46,10 @@ def without_number(text: str, references: int) -> str:
     if not references:
         return text
     number, ordinal = references + 1, ("second", "third", "fourth", "fifth", "sixth")[references - 1 : references]
-    forms = [rf"(?:image|picture)s?\s*(?:no\.|number)?[\s#:_-]*(?:\({number}\)|{number}\b)", rf"<img{number}>"]
-    forms += [rf"{word}\s+(?:image|picture)\b" for word in ordinal]
-    return re.sub(rf"(?:\bthe\s+|(?<!\w))(?:{'|'.join(forms)})", "the picture", text, flags=re.IGNORECASE)
+    # Behind an article a number may count what comes next, as in "add to the image 2 apples".
+    forms = [rf"(?<!\w)(?<!\bthe )(?:image|picture)s?\s*(?:no\.|number)?[\s#:_-]*(?:\({number}\)|{number}\b)", rf"<img{number}>"]
+    forms += [rf"(?:\bthe\s+|(?<!\w)){word}\s+(?:image|picture)\b" for word in ordinal]
+    return re.sub("|".join(forms), "the picture", text, flags=re.IGNORECASE)
 
 
 def numbered_pictures(references: int) -> str:

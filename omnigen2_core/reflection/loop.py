@@ -75,6 +75,7 @@ def reflect(
     """
     if not 0 <= rounds <= MAX_ROUNDS:
         raise ReflectionError(f"rounds is {rounds}, but a run has 0 to {MAX_ROUNDS}; choose a number in that range.")
+    redraw = Redraw(redraw)
     record = task if isinstance(task, Record) else Record(task)
     bench = Bench(
         record,

@@ -18,9 +18,8 @@ def model_looker(
 ) -> Looker:
     """Greedy answers in words, and likelihoods of yes and no.
 
-    `batch` questions are asked in one pass; `on_step` gets the number of tokens written, at the
-    least once a pass, and may raise to cancel. The
-    looker raises what `Assistant.write` does.
+    `batch` questions are asked in one pass; `on_step` gets the number of tokens written, at the least once a pass, and
+    may raise to cancel. The looker raises what `Assistant.write` does.
     """
 
     def ask(questions: Sequence[str], images: Shown) -> list[str]:

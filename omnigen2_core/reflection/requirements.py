@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..english import is_english, is_latin
+from ..english import is_another_language, is_latin
 from .answers import clean
 from .looker import Ask
 from .task import Task
@@ -42,7 +42,7 @@ def is_grounded(question: str, instruction: str) -> bool:
     """
     words = [word.lower() for word in _WORD.findall(question)]
     own = [word for word in words if word not in _COMMON]
-    if not own or not is_english(instruction):
+    if not own or is_another_language(instruction):
         return True
     stems = {word.lower()[:4] for word in _WORD.findall(instruction)}
     return sum(word[:4] in stems for word in own) * 2 >= len(own)

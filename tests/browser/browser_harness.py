@@ -218,6 +218,18 @@ class Canvas:
                 self.evaluate("() => window.connect()")
 
     @contextmanager
+    def loaded_anew(self) -> Iterator[None]:
+        """While in it the page is left; at its end it is loaded anew, with the workflows that were open."""
+        self.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+        self.page.wait_for_timeout(2000)  # the frontend keeps what it opens again a moment after a change
+        self.page.goto("about:blank")
+        yield
+        self.page.goto(self.server.url)
+        self.page.wait_for_function("""() => window.app?.vueAppReady && !document.querySelector('#splash-loader')
+            && app.extensionManager?.workflow?.activeWorkflow && app.graph?.nodes.length""")
+        self.page.wait_for_timeout(1000)
+
+    @contextmanager
     def connecting(self) -> Iterator[None]:
         """Around what makes the page connect to the server again; waits at its end until it has."""
         self.evaluate("""() => {

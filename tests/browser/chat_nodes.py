@@ -40,6 +40,16 @@ FOLLOW = """() => {
     for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(kind, () => { window.chatEnd ??= kind }, {once: true});
 }"""
+LINK = """([id, text]) => {
+    const said = LiteGraph.createNode('PrimitiveString'), chat = app.graph.getNodeById(id);
+    app.graph.add(said);
+    said.widgets.find(w => w.name === 'value').value = text;
+    said.connect(0, chat, chat.findInputSlot('message'));
+}"""
+SHOWS = """([id, text]) => {
+    const { element } = app.graph.getNodeById(id).widgets.find(w => w.name === 'history');
+    return element.textContent.includes(text);
+}"""
 ADDED = """(id) => {
     const [log, field] = ['history', 'message'].map(name => app.graph.getNodeById(id).widgets.find(w => w.name === name));
     return !log.element.querySelector('[aria-busy]') && (window.chatEnd !== 'execution_success' || field.value === '');
@@ -96,6 +106,15 @@ class Chat:
 
     def set(self, name: str, value) -> None:
         self.canvas.evaluate(SET, [self.node, name, value])
+
+    def link(self, message: str) -> None:
+        """Have another node give the message."""
+        self.canvas.evaluate(LINK, [self.node, message])
+        assert isinstance(self.canvas.prompt()[str(self.node)]["inputs"]["message"], list)
+
+    def shows(self, text: str) -> None:
+        """Wait until this is somewhere in the conversation or below it."""
+        self.canvas.page.wait_for_function(SHOWS, arg=[self.node, text], timeout=PATIENCE)
 
     def writes(self, text: str, held: bool = False) -> None:
         """What the node is answered from now on; `held`: not to its end before `let_go`."""

@@ -12,6 +12,11 @@ from playwright.sync_api import expect
 
 # What would be a picture, a link, bold or a script on a page that reads it as HTML or as Markdown.
 HOSTILE = '<img src="x" onerror="window.broken = true"> ![a](http://x.y/z.png) [b](http://x.y) **fox** <b>&amp;</b>'
+SHOW = """([from, to]) => {
+    const slot = app.graph.getNodeById(to).inputs.findIndex(input => input.name === 'images.image_1');
+    app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), slot);
+}"""
+"""Has what one chat draws be shown to another."""
 
 
 def test_a_message_is_sent_with_enter_and_the_answer_is_shown_as_characters(chats, canvas):
@@ -198,13 +203,7 @@ def test_what_is_being_written_in_a_chat_that_this_one_needs_is_not_sent(chats, 
 def test_a_chat_that_an_input_holds_back_says_so(chats, canvas):
     """An image of another chat, whose last answer was in words."""
     first, second = chats("A fox.", "A wolf.")
-    canvas.evaluate(
-        """([from, to]) => {
-            const slot = app.graph.getNodeById(to).inputs.findIndex(input => input.name === 'images.image_1');
-            app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), slot);
-        }""",
-        [first.node, second.node],
-    )
+    canvas.evaluate(SHOW, [first.node, second.node])
     assert canvas.prompt()[str(second.node)]["inputs"]["images.image_1"] == [str(first.node), 1]
     assert first.send("What is it?") == "execution_success"
     second.begin("And this?")
@@ -214,6 +213,29 @@ def test_a_chat_that_an_input_holds_back_says_so(chats, canvas):
     assert first.send("Draw it.") == "execution_success"
     assert second.send("And this?") == "execution_success"
     assert second.saved == [("user", "And this?", 1), ("assistant", "A wolf.", 0)]
+    assert canvas.errors == []
+
+
+def test_a_chat_whose_message_is_linked_says_so_too_when_an_input_holds_it_back(chats, canvas):
+    first, second = chats("A fox.", "A wolf.")
+    canvas.evaluate(SHOW, [first.node, second.node])
+    assert first.send("What is it?") == "execution_success"
+    second.link("And this?")
+    canvas.run()
+    second.shows("one of its inputs gave nothing")
+    assert second.saved == []
+    assert canvas.errors == []
+
+
+def test_a_chat_whose_link_brings_an_empty_message_says_only_that_nothing_was_asked(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.link("")
+    canvas.run()
+    canvas.page.get_by_text("nothing was asked").first.wait_for(timeout=PATIENCE)
+    canvas.page.wait_for_timeout(500)
+    chat.shows(EMPTY)
+    status = "(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'history').element.querySelector('[role=\"status\"]').textContent"
+    assert canvas.evaluate(status, chat.node) == ""
     assert canvas.errors == []
 
 

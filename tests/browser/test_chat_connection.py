@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import Iterator
 
 import harness
+import pytest
 from browser_harness import PATIENCE, Canvas
-from chat_nodes import DRAW, EMPTY, add_chats, undo
+from chat_nodes import DRAW, EMPTY, Chat, add_chats, undo
 from needed import need_comfyui
 from PIL import Image
 from playwright.sync_api import expect
 from small_models import install_folder
 
 GONE = "This picture is gone:"
+OPEN = """async (path) => {
+    const workflow = await app.extensionManager.workflow.getWorkflowByPath(path).load();
+    await app.loadGraphData(workflow.activeState, true, true, workflow);
+}"""
+PATH = "app.extensionManager.workflow.activeWorkflow.path"
 
 
 def test_a_chat_goes_on_on_the_same_page_after_the_server_was_restarted(browser, golden, tmp_path):
@@ -87,7 +94,9 @@ def test_an_answer_is_added_though_the_page_heard_nothing_of_its_run(chats, canv
     assert canvas.errors == []
 
 
-def test_an_answer_that_came_while_the_page_was_loaded_anew_is_added_when_it_is_there(open_canvas, folder):
+@pytest.fixture
+def asked(open_canvas, folder) -> Iterator[Chat]:
+    """A chat on a canvas of its own that was asked "What is it?" and writes "a fox", its end not before it is let go."""
     canvas = open_canvas()
     canvas.reset()
     [chat] = add_chats(canvas, folder, "A fox.")
@@ -95,22 +104,66 @@ def test_an_answer_that_came_while_the_page_was_loaded_anew_is_added_when_it_is_
     try:
         chat.begin("What is it?")
         expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
-        run = chat.run
-        canvas.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
-        canvas.page.wait_for_timeout(2000)  # the frontend keeps what it opens again a moment after a change
-        canvas.page.goto("about:blank")
+        yield chat
     finally:
         chat.let_go()
-    canvas.server.wait(run)
-    canvas.page.goto(canvas.server.url)
-    canvas.page.wait_for_function(
-        """(id) => window.app?.vueAppReady && !document.querySelector('#splash-loader')
-            && app.graph?.getNodeById(id)?.comfyClass === 'OmniGen2Chat'""",
-        arg=chat.node,
-    )
+
+
+def let_go_while_loaded_anew(chat: Chat) -> None:
+    run = chat.run
+    with chat.canvas.loaded_anew():
+        chat.let_go()
+        chat.canvas.server.wait(run)
+
+
+@pytest.mark.parametrize(("typed", "left"), [("What is it?", ""), ("And where?", "And where?")], ids=["what was sent", "the next message"])
+def test_an_answer_that_came_while_the_page_was_loaded_anew_is_added_when_it_is_there(asked, typed, left):
+    """Whatever is in the field."""
+    asked.field.fill(typed)
+    let_go_while_loaded_anew(asked)
+    expect(asked.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert asked.texts == ["What is it?", "a fox"] and asked.field.input_value() == left
+    assert asked.canvas.errors == []
+
+
+def test_an_answer_that_came_while_the_page_was_loaded_anew_is_not_added_to_a_copy_that_was_open(asked):
+    canvas = asked.canvas
+    own = canvas.evaluate(PATH)
+    canvas.load(canvas.workflow())
+    let_go_while_loaded_anew(asked)
+    assert canvas.evaluate(PATH) != own
     canvas.page.wait_for_timeout(1000)
-    expect(chat.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
-    assert chat.texts == ["What is it?", "a fox"] and chat.field.input_value() == ""
+    assert asked.saved == [] and asked.field.input_value() == "What is it?"
+    canvas.evaluate(OPEN, own)
+    expect(asked.log.locator(":scope > *")).to_have_count(2, timeout=PATIENCE)
+    assert asked.texts == ["What is it?", "a fox"] and asked.field.input_value() == ""
+    assert canvas.errors == []
+
+
+def test_the_history_is_asked_only_for_runs_that_have_left_the_queue(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.writes("a fox in the snow ", held=True)
+    chat.begin("What is it?")
+    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    canvas.evaluate("app.queuePrompt(0, 3)")
+    requests = []
+
+    def listen(request) -> None:
+        requests.append(request.url)
+
+    canvas.page.on("request", listen)
+    try:
+        with canvas.disconnected():
+            pass
+        canvas.page.wait_for_timeout(1000)
+        assert any(url.endswith("/queue") for url in requests)
+        assert [url for url in requests if "/history/" in url] == []
+    finally:
+        canvas.page.remove_listener("request", listen)
+        canvas.server.post("/queue", {"clear": True})
+        chat.let_go()
+    assert chat.end() == "execution_success"
+    assert chat.texts[0] == "What is it?" and len(chat.texts) == 2
     assert canvas.errors == []
 
 

@@ -17,6 +17,13 @@ CHANGE = """(id) => {
     tracker.captureCanvasState();
     window.before = node;
 }"""
+STORAGE_IS_FULL = """(full) => {
+    window.setItem ??= Storage.prototype.setItem;
+    Storage.prototype.setItem = !full ? window.setItem : function (key, value) {
+        if (key.startsWith('omnigen2')) throw new DOMException('full', 'QuotaExceededError');
+        window.setItem.call(this, key, value);
+    };
+}"""
 
 
 def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
@@ -147,6 +154,50 @@ def test_a_turn_is_still_being_made_when_undo_has_made_its_node_anew(chats, canv
     undo(canvas)
     assert canvas.evaluate("(id) => app.graph.getNodeById(id) !== window.before", chat.node)
     is_still_made(chat)
+    assert canvas.errors == []
+
+
+def test_a_turn_whose_message_is_linked_is_still_being_made_when_its_workflow_is_looked_at_again(chats, canvas):
+    [chat] = chats("A fox.")
+    chat.link("What is it?")
+    chat.writes("a fox in the snow", held=True)
+    canvas.evaluate("() => { app.queuePrompt(0, 1) }")
+    chat.shows("a fox i")
+    canvas.page.wait_for_timeout(500)
+    canvas.evaluate(LEAVE)
+    canvas.reset()
+    canvas.evaluate(COME_BACK)
+    chat.shows("a fox i")
+    chat.let_go()
+    canvas.page.wait_for_function("(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'history').value !== ''", arg=chat.node)
+    assert chat.saved == [("user", "What is it?", 0), ("assistant", "a fox in the snow", 0)]
+    assert canvas.errors == []
+
+
+def test_a_message_is_waited_for_and_answered_where_the_browser_keeps_no_more(chats, canvas):
+    [chat] = chats("A fox.")
+    canvas.evaluate(STORAGE_IS_FULL, True)
+    try:
+        begin_and_hold(chat)
+        is_still_made(chat)
+    finally:
+        canvas.evaluate(STORAGE_IS_FULL, False)
+    assert canvas.errors == []
+
+
+def test_of_two_equal_messages_the_one_that_is_answered_first_is_waited_for_no_longer(chats, canvas):
+    """The second, which was put in front of the first."""
+    chat, other = chats("A fox.", "A bear.")
+    other.writes("a bear in the snow ", held=True)
+    other.begin("And what is it here?")
+    expect(other.status).to_have_text("Writing …", timeout=PATIENCE)
+    with canvas.page.expect_response("**/prompt"):
+        chat.begin("What is it?")
+    with canvas.page.expect_response("**/prompt"):
+        canvas.evaluate("(id) => { app.queuePrompt(-1, 1, [String(id)]) }", chat.node)
+    other.let_go()
+    expect(chat.status).to_contain_text("changed since", timeout=PATIENCE)
+    assert chat.texts == ["What is it?", "A fox."] and chat.field.input_value() == ""
     assert canvas.errors == []
 
 

@@ -48,6 +48,23 @@ SLOWLY = """([id, seconds, steps]) => {
 }"""
 SCRIPT = """(script) => { app.graph.nodes.find(n => n.type === 'TestReflects').widgets.find(w => w.name === 'script').value = script }"""
 VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
+SET = """([id, name, value]) => {
+    const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
+    widget.value = value;
+    widget.callback?.(value);
+}"""
+LISTED = """([id]) => {
+    const [images, list] = ['EmptyImage', 'RebatchImages'].map((kind, i) => {
+        const node = LiteGraph.createNode(kind);
+        node.pos = [60, 400 + 200 * i];
+        app.graph.add(node);
+        return node;
+    });
+    for (const [name, value] of Object.entries({width: 64, height: 64, batch_size: 2})) images.widgets.find(w => w.name === name).value = value;
+    images.connect(0, list, 0);
+    const node = app.graph.getNodeById(id);
+    list.connect(0, node, node.findInputSlot('images.image_1'));
+}"""
 KEPT = "(id) => app.graph.getNodeById(id)?.properties.omnigen2_rounds ?? null"
 LOADED = """() => {
     const images = [...document.querySelectorAll('.omnigen2-rounds img')];
@@ -213,6 +230,40 @@ def test_a_picked_round_is_gone_on_from_in_the_next_run_and_can_be_let_go(loop, 
     assert canvas.errors == []
 
 
+def test_rounds_of_another_node_that_a_hand_put_in_stay_when_one_is_picked_by_its_number(loop, canvas):
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    others = json.dumps({**kept(canvas, loop), "pictures": ["omnigen2_rounds/other_1.png", "omnigen2_rounds/other_2.png"]})
+    canvas.evaluate(SET, [loop, "earlier_rounds", others])
+    for number in (1, -1, 0):
+        canvas.evaluate(SET, [loop, "pick", number])
+        assert canvas.evaluate(VALUE, [loop, "earlier_rounds"]) == others
+    assert not any("picked" in label for label in labels(canvas)), "those on the node are others"
+    press(canvas, "Round 1: Go on from this round")
+    assert json.loads(canvas.evaluate(VALUE, [loop, "earlier_rounds"])) == kept(canvas, loop)
+    assert canvas.errors == []
+
+
+def test_a_pick_in_rounds_that_the_next_run_took_from_the_node_says_so(loop, canvas):
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    picked = kept(canvas, loop)
+    canvas.evaluate(SLOWLY, [loop, 0.2, 15])
+    canvas.evaluate(SET, [loop, "seed", 8])
+    canvas.evaluate("app.queuePrompt(0, 1)")
+    press(canvas, "Round 1: Go on from this round")
+    status = board(canvas).get_by_role("status")
+    ended, elsewhere = "Ended: the picture is right.", "The pick counts in earlier rounds that are not shown here."
+    expect(status).to_have_text(f"{ended} {elsewhere}", timeout=PATIENCE)
+    assert json.loads(canvas.evaluate(VALUE, [loop, "earlier_rounds"])) == picked != kept(canvas, loop)
+    canvas.evaluate(SET, [loop, "pick", -1])
+    expect(status).to_have_text(ended)
+    press(canvas, "Round 1: Go on from this round")
+    expect(status).to_have_text(ended)
+    assert json.loads(canvas.evaluate(VALUE, [loop, "earlier_rounds"])) == kept(canvas, loop)
+    assert canvas.errors == []
+
+
 def test_rounds_and_the_pick_survive_saving_and_loading(loop, canvas):
     canvas.run()
     canvas.page.wait_for_function(LOADED)
@@ -312,6 +363,15 @@ def test_best_of_n_shows_scores_and_has_nothing_to_pick(folder, canvas):
     assert canvas.errors == []
 
 
+def test_of_a_list_the_pictures_of_its_last_item_stay_on_the_node(folder, canvas):
+    node = make(canvas, folder, [ASKED, 0.3, 0.9, ASKED, 0.8, 0.5], "OmniGen2BestOfN")
+    canvas.evaluate(LISTED, [node])
+    canvas.run()
+    canvas.page.wait_for_function(LOADED)
+    assert labels(canvas) == ["Picture 1 · best, drawn, 0.80", "Picture 2, drawn, 0.50"]
+    assert canvas.errors == []
+
+
 @pytest.mark.parametrize(("answer", "shown", "reason"), [("", "(nothing)", "it was empty"), (KOREAN, KOREAN, "not in English")], ids=["empty", "another language"])
 def test_a_reflection_that_cannot_be_used_is_shown_as_no_opinion_with_what_was_written(folder, canvas, answer, shown, reason):
     make(canvas, folder, [answer, answer, ASKED, 0.6])
@@ -375,6 +435,19 @@ def test_rounds_that_came_while_the_page_was_not_connected_are_shown_when_it_is_
         canvas.server.wait(canvas.evaluate(RUN))
         expect(board(canvas).get_by_role("status")).to_have_text("Round 1: drawing …", timeout=PATIENCE)
         assert labels(canvas) == ["Round 0 · best, drawn, not satisfied, 0.30"]
+    expect(board(canvas).get_by_role("status")).to_have_text("Ended: the picture is right.", timeout=PATIENCE)
+    assert labels(canvas) == ["Round 0, drawn, not satisfied, 0.30", "Round 1 · best, edited, satisfied, 0.90"]
+    assert canvas.errors == []
+
+
+def test_rounds_that_came_while_the_page_was_loaded_anew_are_shown_when_it_is_there(open_canvas, folder):
+    canvas = open_canvas()
+    canvas.reset()
+    loop = make(canvas, folder)
+    canvas.evaluate(SLOWLY, [loop, 0.2, 25])
+    run = canvas.evaluate(RUN)
+    with canvas.loaded_anew():
+        canvas.server.wait(run)
     expect(board(canvas).get_by_role("status")).to_have_text("Ended: the picture is right.", timeout=PATIENCE)
     assert labels(canvas) == ["Round 0, drawn, not satisfied, 0.30", "Round 1 · best, edited, satisfied, 0.90"]
     assert canvas.errors == []

@@ -1,6 +1,8 @@
 """What the encoder writes, as the page shows it: while it is written, and in the field where it can be edited."""
 from __future__ import annotations
 
+import uuid
+
 import pytest
 from browser_harness import PATIENCE
 from chat_nodes import undo
@@ -33,6 +35,14 @@ WRITES = """(values) => {
 }"""
 IS_SHOWN = """([id, text]) => {
     const shown = app.graph.getNodeById(id).widgets.find(w => w.name === '$$node-text-preview')?.value ?? '';
+    return text ? shown.startsWith(text) : shown === '\\u200b';
+}"""
+PUT_INSIDE = "(id) => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])).node.id"
+LOOK_INTO = "(id) => { const node = app.rootGraph.getNodeById(id); app.canvas.openSubgraph(node.subgraph, node) }"
+LOOK_OUT = "() => { app.canvas.setGraph(app.rootGraph) }"
+IS_SHOWN_INSIDE = """([id, text]) => {
+    const [inner] = app.rootGraph.getNodeById(id).subgraph.nodes;
+    const shown = inner.widgets.find(w => w.name === '$$node-text-preview')?.value ?? '';
     return text ? shown.startsWith(text) : shown === '\\u200b';
 }"""
 EDITED = "(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'edited').value"
@@ -185,6 +195,27 @@ def test_a_run_that_was_cancelled_leaves_nothing_on_the_node_that_looks_like_an_
     canvas.evaluate(WRITES, {"text": "a green fox", "until": ""})
     canvas.run()
     shows(canvas, node, "a green fox")
+    assert canvas.errors == []
+
+
+@pytest.mark.parametrize(("cancelled", "left"), [(True, ""), (False, "a blue wolf in the snow")], ids=["cancelled", "finished"])
+def test_half_an_answer_does_not_stay_on_a_node_that_was_out_of_view_when_its_run_ended(folder, canvas, cancelled, left):
+    node = canvas.evaluate(MAKE, [folder, "a red fox", *ASK])
+    holder = canvas.evaluate(PUT_INSIDE, node)
+    go_on = canvas.server.folder / f"go_on_{uuid.uuid4().hex}"
+    canvas.evaluate(WRITES, {"text": "a blue wolf in the snow", "seconds": 0.02, "until": str(go_on)})
+    canvas.evaluate(LOOK_INTO, holder)
+    canvas.page.wait_for_timeout(500)
+    try:
+        canvas.evaluate("() => { app.queuePrompt(0, 1) }")
+        canvas.page.wait_for_function(IS_SHOWN_INSIDE, arg=[holder, "a blue"], timeout=PATIENCE)
+        canvas.evaluate(LOOK_OUT)
+    finally:
+        if cancelled:
+            canvas.server.interrupt()
+        else:
+            go_on.touch()
+    canvas.page.wait_for_function(IS_SHOWN_INSIDE, arg=[holder, left], timeout=PATIENCE)
     assert canvas.errors == []
 
 

@@ -238,15 +238,17 @@ def test_cancelling_stops_within_a_token_frees_the_cache_and_leaves_the_next_run
 
 
 def test_the_room_asked_for_grows_with_the_answers_and_their_length(server, folder):
-    def needed(answers: int, max_length: int) -> float:
+    def needed(answers: int, max_length: int, pictures: int = 0) -> float:
         talk = Talk(folder)
-        inputs = {"prompt": "hello", "answers": answers, "max_length": max_length}
+        inputs = {"prompt": "hello", "answers": answers, "max_length": max_length, "pictures": pictures}
         node = talk.graph.add("TestWritingMemory", clip=talk.clip, **inputs)
         return server.records(server.run(talk.graph), node)["bytes"]
 
     one = needed(1, 2000) - needed(1, 1000)
     assert one > 0
     assert needed(3, 2000) - needed(3, 1000) == 3 * one
+    first, second = needed(1, 9, 1) - needed(1, 9), needed(1, 9, 2) - needed(1, 9, 1)
+    assert 0 < second < first, "pictures are looked at one after the other"
 
 
 # Enhanced prompts
@@ -317,7 +319,7 @@ def test_an_encoder_without_eyes_answers_words_and_refuses_images(server, folder
         ("ask", {"question": " "}, "The question is empty"),
         ("ask", {"images": 6}, "Got 6 images for one message"),
         ("ask", {"preset": "caption_dense"}, "about 1 image at a time and got 0"),
-        ("ask", {"max_length": 5000}, "more than the 4096 that the model reads. Lower max_length to "),
+        ("ask", {"max_length": 5000}, "more than the 4096 that the model reads. Allow the answer "),
         ("enhance", {"prompt": ""}, "The prompt to enhance is empty"),
         ("enhance", {"images": 6}, "Got 6 images for one message"),
     ],

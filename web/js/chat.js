@@ -6,9 +6,9 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { keepKey } from "./keys.js";
 import { allNodes, findNode } from "./notes.js";
-import { follow, forget, forgetAll, pendingHere, pendingOf, wait } from "./pending.js";
+import { follow, forget, forgetAll, isOfRun, pendingHere, pendingOf, wait } from "./pending.js";
 import { partFor, pathsBehind } from "./prompts.js";
-import { isForCanvas, isOnCanvas, whenEnded, whenExecuted, whenOpened, whenQueued } from "./runs.js";
+import { active, isForCanvas, isOnCanvas, whenEnded, whenExecuted, whenOpened, whenQueued } from "./runs.js";
 import { CHAT, inLocale } from "./words.js";
 
 const NODE = "OmniGen2Chat";
@@ -17,7 +17,6 @@ const LOG_HEIGHT = 260;
 const FIELD_HEIGHT = 96;
 
 const words = () => inLocale(CHAT);
-const active = () => app.extensionManager.workflow?.activeWorkflow ?? null;
 
 const chats = new WeakMap();
 
@@ -326,17 +325,17 @@ class Chat {
     return known || linked || [this, ...this.asked].some(({ message }) => message === answer.message);
   }
 
-  // Whether `message` was asked; it is not any more.
-  answered(message) {
-    const turn = this.asked.find((asked) => asked.message === message);
+  // Whether this node waited for `run` to answer; it does not any more.
+  answered(run) {
+    const turn = this.asked.find((asked) => isOfRun(asked, run));
     return Boolean(turn && forget(turn));
   }
 
-  add(answer) {
+  add(answer, run) {
     // What the user had typed is a state to come back to.
     remember();
     if (this.message === answer.message) this.message = "";
-    this.answered(answer.message);
+    this.answered(run);
     this.history = answer.conversation;
     remember();
     app.canvas?.setDirty(true, true);
@@ -346,6 +345,11 @@ class Chat {
 // Whether an entry of a prompt is a chat with a field to write in.
 function isDraft({ class_type, inputs }) {
   return class_type === NODE && !Array.isArray(inputs?.message);
+}
+
+// Whether an entry of a prompt is a chat that is asked something. What a link brings is only known to the run.
+function isAsked({ class_type, inputs }) {
+  return class_type === NODE && (Array.isArray(inputs?.message) || Boolean(inputs?.message?.trim?.()));
 }
 
 // What is being written in the other chats that a message needs is not sent with it.
@@ -385,22 +389,24 @@ function chatAt(path) {
   return node?.comfyClass === NODE ? chatOf(node) : null;
 }
 
-function receive(path, answer, known) {
+function receive(path, answer, { run, known }) {
   const chat = chatAt(path);
   if (chat?.fits(answer, known)) {
-    chat.add(answer);
-  } else if (chat?.answered(answer.message)) {
+    chat.add(answer, run);
+  } else if (chat?.answered(run)) {
     chat.show();
     chat.say(words().changed);
   } else {
-    waiting.push({ path, answer });
+    waiting.push({ path, answer, run });
     waiting.splice(0, waiting.length - MOST_WAITING);
   }
 }
 
 function collect(node) {
   const index = waiting.findIndex(({ path, answer }) => findNode(path) === node && chatOf(node).fits(answer));
-  if (index >= 0) chatOf(node).add(waiting.splice(index, 1)[0].answer);
+  if (index < 0) return;
+  const [{ answer, run }] = waiting.splice(index, 1);
+  chatOf(node).add(answer, run);
 }
 
 // Nodes 2.0 goes on showing the elements of a node that undo has made anew; those of the new node take their place.
@@ -459,14 +465,16 @@ app.registerExtension({
     whenQueued((prompt, request) => {
       if (senders.has(request.targets)) leaveOutDrafts(prompt, senders.get(request.targets));
       const turns = Object.entries(prompt)
-        .filter(([, entry]) => isDraft(entry) && entry.inputs?.message?.trim?.())
+        .filter(([, entry]) => isAsked(entry))
         .map(([path, { inputs }]) => ({ request, path, message: inputs.message, detail: null }));
       wait(turns);
       return (succeeded) => turns.forEach((turn) => conclude(turn, succeeded));
     });
-    whenExecuted((path, output, known) => {
+    whenExecuted((path, output, source) => {
       const [answer] = output.omnigen2_chat ?? [];
-      if (answer) receive(path, answer, known);
+      if (answer) receive(path, answer, source);
+      // It has run, and the link brought nothing to answer.
+      else if (output.omnigen2_notes) chatAt(path)?.answered(source.run);
     });
     whenOpened(() => {
       for (const { path, detail } of pendingHere()) if (detail) chatAt(path)?.live(detail);

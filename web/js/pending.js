@@ -3,7 +3,8 @@
 import { findNode } from "./notes.js";
 import { isOnCanvas } from "./runs.js";
 
-// {request, path, message, detail}, see whenQueued: the run, the node, what was asked, and what was last told of the answer.
+// {request, path, message, detail}, see whenQueued: the run, the node, what was asked or the link that brings it, and what was
+// last told of the answer.
 let pending = [];
 
 export function wait(turns) {
@@ -19,10 +20,14 @@ export function pendingOf(node) {
   return pendingHere().filter(({ path }) => findNode(path) === node);
 }
 
+// Whether a run may be the one that is to answer a turn: until the server has taken the turn's prompt, any.
+export function isOfRun({ request }, run) {
+  return (request.run ?? run) === run;
+}
+
 // Takes note of what a run tells of an answer while it is made.
 export function follow(detail) {
-  const isOfRun = ({ request }) => (request.run ?? detail.prompt_id) === detail.prompt_id;
-  const turn = pending.find((other) => other.path === String(detail.node) && isOfRun(other));
+  const turn = pending.find((other) => other.path === String(detail.node) && isOfRun(other, detail.prompt_id));
   if (turn) turn.detail = detail;
 }
 

@@ -180,7 +180,9 @@ class Board {
   }
 
   renderStatus() {
-    this.status.textContent = this.progress || word(this.rounds ? this.rounds.stop : this.kind.empty);
+    const ended = word(this.rounds ? this.rounds.stop : this.kind.empty);
+    const elsewhere = this.pick?.value >= 0 && this.countsElsewhere() && word("elsewhere");
+    this.status.textContent = this.progress || [ended, elsewhere].filter(Boolean).join(" ");
   }
 
   renderItem(entry, index, shown) {
@@ -263,15 +265,16 @@ class Board {
     }
   }
 
-  // Whether the earlier rounds are of another node, such as OmniGen2 Best of N: a hand has put them there.
-  earlierIsForeign() {
+  // Whether pick counts in rounds of which none is shown: those of another node, such as OmniGen2 Best of N, that a hand has
+  // put there, or this node's own from before a run that drew others.
+  countsElsewhere() {
     const names = this.earlierPictures();
     return names.length > 0 && !names.some((name) => this.rounds?.pictures.includes(name));
   }
 
   togglePick() {
     const shown = this.selected ?? this.rounds?.best ?? 0;
-    if (this.earlierIsForeign()) this.earlier.value = "";
+    if (this.countsElsewhere()) this.earlier.value = "";
     this.pick.value = shown === this.pickedIndex() ? NO_PICK : shown;
     this.pick.callback?.(this.pick.value);
     this.selected = shown;
@@ -281,18 +284,21 @@ class Board {
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
   }
 
-  // A pick, by the button or as a number, takes along the rounds that it counts in. With rounds that were put in by hand
-  // a number counts in these.
+  // A pick, by the button or as a number, takes along the rounds that it counts in. Where others are there already, a number
+  // counts in these.
   followPick() {
     if (!this.pick) return;
     const original = this.pick.callback;
     this.pick.callback = (...values) => {
       original?.apply(this.pick, values);
-      if (this.earlierIsForeign()) return;
-      if (this.pick.value < 0) this.earlier.value = "";
-      else if (this.rounds) this.earlier.value = JSON.stringify(this.rounds);
+      if (!this.countsElsewhere()) this.takeAlong();
       this.render();
     };
+  }
+
+  takeAlong() {
+    if (this.pick.value < 0) this.earlier.value = "";
+    else if (this.rounds) this.earlier.value = JSON.stringify(this.rounds);
   }
 
   onKey(event) {

@@ -14,11 +14,11 @@ const onExecuted = [];
 const onEnded = [];
 const onOpened = [];
 
-// The runs that have begun, by id: {told, gap}, the nodes that have reported and whether messages may be missing.
+// The runs that have begun, by id: {reported, gap}, the nodes that have reported and whether messages may be missing.
 const runs = new Map();
 
-// The workflow that each run was queued from, by the run's id, weakly: one that was closed is not kept. A program's runs and
-// those from before the page was loaded have none here.
+// The workflow that each run was queued from, by the run's id, weakly: one that was closed is not kept. A program's runs have
+// none here.
 const owners = new Map();
 const MOST_OWNERS = 2000;
 
@@ -35,22 +35,28 @@ let sending = 0;
 const awaited = new Map();
 const endedEarly = new Map();
 
-// Where the page keeps the ids of the runs that it awaits, in case it is loaded anew.
+// Where the page keeps what it awaits when it is left, in case it is loaded anew: [run, path of its workflow].
 const KEPT = "omnigen2.runs";
+
+// Whether a workflow has been opened since the page was loaded.
+let opened = false;
 
 // How many workflows are being opened: meanwhile the new one's nodes are there, and the one before is still the active one.
 let opening = 0;
 
-const active = () => app.extensionManager.workflow?.activeWorkflow ?? null;
+export const active = () => app.extensionManager.workflow?.activeWorkflow ?? null;
+
+const ownerOf = (run) => owners.get(run)?.deref();
 
 // Whether a workflow, such as a request's owner, is the one on the canvas.
 export function isOnCanvas(owner) {
   return !opening && owner === active();
 }
 
-// Whether what a run reports is for the workflow on the canvas. A run of which that is not known is taken for one of it.
+// Whether what a run reports is for the workflow on the canvas. A run of which that is not known is taken for one of it, but
+// not while the first one is being opened: before that, it is not known of those that the page awaited when it was left.
 export function isForCanvas(run) {
-  return !owners.has(run) || isOnCanvas(owners.get(run).deref());
+  return owners.has(run) ? isOnCanvas(ownerOf(run)) : opened || !opening;
 }
 
 // Whether a run has begun and its end has not been told of.
@@ -65,7 +71,7 @@ export function deliver(run, key, react) {
     return;
   }
   held = held.filter((other) => other.key !== key);
-  held.push({ owner: owners.get(run).deref(), key, react });
+  held.push({ owner: ownerOf(run), key, react });
   held.splice(0, held.length - MOST_HELD);
 }
 
@@ -86,6 +92,7 @@ function followOpening() {
       // Only once undo, which opens too, has taken note of the state that it has gone to.
       setTimeout(() => {
         opening -= 1;
+        if (!opened) recall();
         deliverHeld();
         for (const react of onOpened) react();
       });
@@ -102,26 +109,33 @@ function followQueue() {
     const targets = options?.partialExecutionTargets;
     const sends = targets?.length ? partFor(prompt?.output ?? {}, targets) : (prompt?.output ?? {});
     const request = { owner, targets, run: null };
-    const reacts = onQueued.map((react) => react(sends, request));
+    const overs = onQueued.map((react) => react(sends, request));
+    let answer;
     sent += 1;
     sending += 1;
     try {
-      const answer = await queuePrompt.apply(this, values);
-      const run = answer?.prompt_id;
-      request.run = run ?? null;
-      if (owner && run) owners.set(run, new WeakRef(owner));
-      if (owners.size > MOST_OWNERS) owners.delete(owners.keys().next().value);
-      if (run) awaited.set(run, reacts);
-      keepAwaited();
-      if (endedEarly.has(run)) settle(run, endedEarly.get(run));
-      return answer;
+      answer = await queuePrompt.apply(this, values);
     } catch (refused) {
-      for (const over of reacts) over(false);
+      for (const over of overs) over(false);
       throw refused;
     } finally {
       sending -= 1;
     }
+    request.run = answer?.prompt_id ?? null;
+    if (request.run) take(request, overs);
+    return answer;
   };
+}
+
+// The server has taken a prompt.
+function take({ owner, run }, overs) {
+  if (owner) owners.set(run, new WeakRef(owner));
+  if (owners.size > MOST_OWNERS) owners.delete(owners.keys().next().value);
+  awaited.set(run, overs);
+  if (!endedEarly.has(run)) return;
+  const succeeded = endedEarly.get(run);
+  endedEarly.delete(run);
+  settle(run, succeeded);
 }
 
 // react(prompt, request) is called with what will run of the API prompt that the page is about to send, which it may still
@@ -131,8 +145,8 @@ export function whenQueued(react) {
   onQueued.push(react);
 }
 
-// react(path, output, known) is called when a node has reported; inside a subgraph its path is "12:3", see findNode. known:
-// whether the run is known to be of the workflow on the canvas.
+// react(path, output, {run, known}) is called when a node has reported; inside a subgraph its path is "12:3", see findNode.
+// known: whether the run is known to be of the workflow on the canvas.
 export function whenExecuted(react) {
   onExecuted.push(react);
 }
@@ -150,33 +164,58 @@ export function whenOpened(react) {
 
 function tell(run, path, output) {
   deliver(run, `executed ${run} ${path}`, () => {
-    for (const react of onExecuted) react(path, output ?? {}, owners.has(run));
+    for (const react of onExecuted) react(path, output ?? {}, { run, known: owners.has(run) });
   });
 }
 
 function end(idle = false) {
-  if (idle) {
-    for (const known of [awaited, endedEarly]) known.clear();
-    keepAwaited();
-  }
+  if (idle) for (const known of [awaited, endedEarly]) known.clear();
   for (const react of onEnded) react(idle);
 }
 
 // Tells those who took note of a run's prompt how it ended, or has that done once the run is known.
 function settle(run, succeeded) {
   if (!awaited.has(run) && sending) endedEarly.set(run, succeeded);
-  for (const over of awaited.get(run) ?? []) over(succeeded);
+  const overs = awaited.get(run) ?? [];
   awaited.delete(run);
-  keepAwaited();
+  for (const over of overs) over(succeeded);
 }
 
+// Only as the page is left: until then a workflow may be given another name, or be closed.
 function keepAwaited() {
-  sessionStorage.setItem(KEPT, JSON.stringify([...awaited.keys()]));
+  const { openWorkflows } = app.extensionManager.workflow;
+  const pathOf = (run) => openWorkflows.find((workflow) => workflow === ownerOf(run))?.path;
+  sessionStorage.setItem(KEPT, JSON.stringify([...awaited.keys()].map((run) => [run, pathOf(run)])));
+}
+
+function takeKept() {
+  try {
+    const kept = JSON.parse(sessionStorage.getItem(KEPT)) ?? [];
+    sessionStorage.removeItem(KEPT);
+    return kept;
+  } catch {
+    return [];
+  }
+}
+
+// Awaits again what the page awaited when it was left. All of its workflows are open again when the first is; what was told
+// before found no node.
+function recall() {
+  opened = true;
+  const { openWorkflows } = app.extensionManager.workflow;
+  for (const [run, path] of takeKept()) {
+    const owner = openWorkflows.find((workflow) => workflow.path === path);
+    if (!owner) continue;
+    runs.set(run, { reported: new Set(), gap: true });
+    take({ owner, run }, []);
+  }
+  if (awaited.size) askTwice(makeUp);
+  addEventListener("pagehide", keepAwaited);
 }
 
 // What was reported of the runs that are awaited may not have been heard, their beginning included.
 function doubt() {
-  for (const run of awaited.keys()) if (!runs.has(run)) runs.set(run, { told: new Set(), gap: true });
+  for (const run of awaited.keys()) if (!runs.has(run)) runs.set(run, { reported: new Set(), gap: true });
   for (const run of runs.values()) run.gap = true;
 }
 
@@ -199,16 +238,17 @@ function askTwice(ask) {
   ask().catch(() => setTimeout(() => ask().catch(() => {}), 1000));
 }
 
-// Tells what is missing of the runs that the server is done with.
+// Tells what is missing of the runs that the server is done with. A status comes when one that is queued has left the queue.
 async function makeUp() {
+  const missed = [...runs].filter(([, { gap }]) => gap);
   const queue = await get("/queue");
   const isOurs = ([, , , extra]) => extra?.client_id === api.clientId;
-  const known = new Set([...queue.queue_running, ...queue.queue_pending].map(([, id]) => id));
-  for (const [id, { told }] of [...runs].filter(([, { gap }]) => gap)) {
+  const queued = new Set([...queue.queue_running, ...queue.queue_pending].map(([, id]) => id));
+  for (const [id, { reported }] of missed.filter(([id]) => !queued.has(id))) {
     const done = (await get(`/history/${id}`))[id];
-    if ((known.has(id) && !done) || !runs.delete(id)) continue;
+    if (!runs.delete(id)) continue;
     for (const [node, output] of Object.entries(done?.outputs ?? {})) {
-      if (!told.has(node)) tell(id, done.meta?.[node]?.display_node ?? node, output);
+      if (!reported.has(node)) tell(id, done.meta?.[node]?.display_node ?? node, output);
     }
     settle(id, done?.status?.status_str === "success");
     if (!queue.queue_running.some(isOurs)) end();
@@ -223,10 +263,10 @@ app.registerExtension({
     followOpening();
     followQueue();
     api.addEventListener("execution_start", ({ detail }) => {
-      runs.set(detail.prompt_id, { told: new Set(), gap: false });
+      runs.set(detail.prompt_id, { reported: new Set(), gap: false });
     });
     api.addEventListener("executed", ({ detail }) => {
-      runs.get(detail.prompt_id)?.told.add(detail.node);
+      runs.get(detail.prompt_id)?.reported.add(detail.node);
       tell(detail.prompt_id, detail.display_node ?? detail.node, detail.output);
     });
     for (const kind of ENDS) {
@@ -244,11 +284,5 @@ app.registerExtension({
       if (detail?.exec_info?.queue_remaining === 0) askTwice(endIfIdle);
       if (detail && [...runs.values()].some(({ gap }) => gap)) askTwice(makeUp);
     });
-    // Those that the page awaited when it was left.
-    for (const run of JSON.parse(sessionStorage.getItem(KEPT) ?? "[]")) awaited.set(run, []);
-    if (awaited.size) {
-      doubt();
-      askTwice(makeUp);
-    }
   },
 });

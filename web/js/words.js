@@ -130,6 +130,7 @@ export const ROUNDS = {
       "Ended: the fault that was found is none by the judge's questions.",
     [CUT_OFF]: "Stopped before the end; what was finished is kept.",
     "all pictures are drawn": "All pictures are drawn.",
+    elsewhere: "The pick counts in earlier rounds that are not shown here.",
   },
   ko: {
     rounds: "라운드",
@@ -170,6 +171,7 @@ export const ROUNDS = {
     "the fault that was found is none by the verifier's questions": "끝: 찾은 잘못이 심사 질문으로는 잘못이 아닙니다.",
     [CUT_OFF]: "도중에 멈췄습니다. 끝난 것은 남아 있습니다.",
     "all pictures are drawn": "그림을 모두 그렸습니다.",
+    elsewhere: "선택한 번호는 여기 보이지 않는 이전 라운드의 것입니다.",
   },
   zh: {
     rounds: "轮次",
@@ -210,5 +212,6 @@ export const ROUNDS = {
     "the fault that was found is none by the verifier's questions": "结束：按评分的问题，找到的错误并不是错误。",
     [CUT_OFF]: "中途停止；已完成的保留。",
     "all pictures are drawn": "所有图像已画完。",
+    elsewhere: "所选的编号属于这里没有显示的之前的轮次。",
   },
 };

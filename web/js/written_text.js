@@ -14,10 +14,18 @@ const BLANK = "\u200b";
 // The nodes that are written on, by their paths.
 const unfinished = new Map();
 
-// The frontend would put it on whatever node has that number in the graph that is in view.
+// What the frontend calls the text on a node.
+const WIDGET = "$$node-text-preview";
+
+// The frontend would put it on whatever node has that number in the graph that is in view. A node out of view that has shown
+// text before goes on showing that when it is looked at again.
 function show(path, text) {
-  if (findNode(path)?.graph !== app.canvas?.graph) return;
-  api.dispatchCustomEvent("progress_text", { nodeId: String(path), text: text || BLANK });
+  const node = findNode(path);
+  const shown = node?.widgets?.find(({ name }) => name === WIDGET);
+  if (shown) shown.value = text || BLANK;
+  else if (node?.graph === app.canvas?.graph) {
+    api.dispatchCustomEvent("progress_text", { nodeId: String(path), text: text || BLANK });
+  }
 }
 
 app.registerExtension({

@@ -145,18 +145,19 @@ class TestWritingMemory:
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"clip": ("CLIP",), "prompt": ("STRING", {"default": ""}), "answers": ("INT", {"default": 1}),
-                             "max_length": ("INT", {"default": 1, "max": 1 << 20})}}
+                             "max_length": ("INT", {"default": 1, "max": 1 << 20}), "pictures": ("INT", {"default": 0})}}
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
     FUNCTION = "estimate"
     CATEGORY = "testing"
 
-    def estimate(self, clip, prompt, answers, max_length):
+    def estimate(self, clip, prompt, answers, max_length, pictures):
         encoder, tokenizer = clip.cond_stage_model, clip.tokenizer
         pack = type(encoder).__module__.rpartition(".")[0]
-        rows = [[(token, 1.0) for token in tokenizer.tokenizer.encode(prompt)]] * answers
-        needed = sys.modules[f"{pack}.assistant"].writing_memory(encoder, tokenizer, rows, max_length)
+        shown = [({"type": "image", "data": Image.new("RGB", (560, 560))}, 1.0)] * pictures
+        rows = [[*shown, *((token, 1.0) for token in tokenizer.tokenizer.encode(prompt))]] * answers
+        needed = sys.modules[f"{pack}.assistant"].writing_memory(encoder, rows, max_length)
         return {"ui": {"record": [json.dumps({"bytes": needed})]}}
 
 
