@@ -1,6 +1,6 @@
 """How well the nano model answers, judges its own pictures, and draws better by looking at them.
 
-    python -m omnigen2_core.nano.score --reflection --seed 4 --figure omnigen2_core/nano/reflection.svg
+    python -m omnigen2_core.nano.score --reflection --seed 5 --figure omnigen2_core/nano/reflection.svg
 
 Hard prompts, of four things and at few sampling steps, are drawn once, corrected in up to two rounds, and drawn from
 several seeds of which the same verifier chooses the best, or takes the first that it holds right: by the pack's own loop and
