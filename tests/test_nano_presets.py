@@ -177,8 +177,8 @@ def test_another_model_needs_tasks_of_its_own(tmp_path, capsys, monkeypatch):
 class FakePipeline:
     """Draws a grey that tells how many steps were asked for, and records what a run of that many would."""
 
-    def __init__(self, transformer=None, vae=None, encoder=None, tokenizer=None, profile=ModelProfile(name="fake", guidance_end=0.8)):
-        self.transformer = self.vae = self.encoder = self.tokenizer = None
+    def __init__(self, transformer=None, vae=None, encoder=None, tokenizer=None, profile=ModelProfile(name="fake", guidance_end=0.8), pixels=None):
+        self.transformer = self.vae = self.encoder = self.tokenizer = self.pixels = None
         self.profile = profile
         self.asked: list[dict] = [] if transformer is None else transformer
 
