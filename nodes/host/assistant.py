@@ -16,8 +16,8 @@ from comfy.text_encoders.omnigen2 import Omnigen2Model
 from ...omnigen2_core.assistant import Answer, Assistant
 from ...omnigen2_core.checkpoints import require_vision
 from ...omnigen2_core.errors import PromptError
-from .clip import OmniGen2Encoder, pictures_of
-from .tokenizer import TOKENS, HostTokenizer
+from .clip import OmniGen2Encoder, pictures_in_rows
+from .tokenizer import TOKENS
 
 SCORE_BYTES = 32
 """Memory for one word of the vocabulary while a token is chosen: fp32 scores, their order and what is left out."""
@@ -29,7 +29,6 @@ class HostAssistant(Assistant):
 
     patcher: ModelPatcher
     encoder: OmniGen2Encoder
-    host_tokenizer: HostTokenizer
 
     def write(
         self, chats: Sequence[str], images: Sequence[Sequence[Image.Image]], *, max_new_tokens: int, **options: Any
@@ -64,7 +63,7 @@ class HostAssistant(Assistant):
 
     def _row(self, chat: str, images: Sequence[Image.Image]) -> list[tuple]:
         options = {"skip_template": True, "disable_weights": True}
-        return self.host_tokenizer.tokenize_with_weights(chat, images=images, **options)[TOKENS][0]
+        return self.encoder.tokenizer.tokenize_with_weights(chat, images=images, **options)[TOKENS][0]
 
 
 def assistant_of(clip: comfy.sd.CLIP) -> HostAssistant:
@@ -83,7 +82,6 @@ def assistant_of(clip: comfy.sd.CLIP) -> HostAssistant:
         clip.patcher.load_device,
         patcher=clip.patcher,
         encoder=encoder,
-        host_tokenizer=tokenizer,
     )
 
 
@@ -96,7 +94,7 @@ def writing_memory(encoder: OmniGen2Encoder, rows: Sequence[list[tuple]], max_ne
     """
     config = encoder.transformer.config
     text, size = config.text, comfy.model_management.dtype_size(encoder.transformer.compute_dtype)
-    activations = encoder.reading_memory(rows) + max(map(encoder.looking_memory, pictures_of(rows)), default=0.0)
+    activations = encoder.reading_memory(rows) + max(map(encoder.looking_memory, pictures_in_rows(rows)), default=0.0)
     per_token = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * config.head_dim * size
     cache = len(rows) * (max(map(encoder.length_of, rows)) + max_new_tokens) * per_token
     head = text["vocab_size"] * text["hidden_size"] * size if config.tied else 0

@@ -160,7 +160,7 @@ class OmniGen2Encoder(torch.nn.Module, ClipTokenWeightEncoder):
     def memory_estimation_function(self, tokens: Mapping[str, list], device: torch.device | None = None) -> float:
         """Bytes that activations need beside the weights; asked by `CLIP.load_model`."""
         rows = tokens.get(TOKENS, ())
-        return self.reading_memory(rows) + sum(self.looking_memory(picture) for picture in pictures_of(rows))
+        return self.reading_memory(rows) + sum(self.looking_memory(picture) for picture in pictures_in_rows(rows))
 
     def reading_memory(self, rows: Sequence[list]) -> float:
         """Bytes for the text model's activations while it reads these rows of tokens, pictures among them, at once."""
@@ -208,7 +208,7 @@ class OmniGen2Encoder(torch.nn.Module, ClipTokenWeightEncoder):
         return tuple(moved)
 
 
-def pictures_of(rows: Sequence[list]) -> list[Image.Image]:
+def pictures_in_rows(rows: Sequence[list]) -> list[Image.Image]:
     """The pictures among rows of tokens with their weights."""
     return [token["data"] for row in rows for token, *_ in row if isinstance(token, Mapping)]
 

@@ -143,6 +143,12 @@ class Chat:
         self.field.fill(message)
         self.field.press("Enter")
 
+    def begin_held(self, message: str, written: str = "a fox in the snow ") -> None:
+        """Send a message, and wait until its answer is being written, which it is until `let_go`."""
+        self.writes(written, held=True)
+        self.begin(message)
+        expect(self.status).to_have_text("Writing …", timeout=PATIENCE)
+
     def end(self) -> str:
         """How the run ended, once what came of it is shown."""
         ended = self.canvas.page.wait_for_function("window.chatEnd").json_value()

@@ -7,6 +7,7 @@ import browser_harness
 import harness
 from chat_nodes import add_chats
 from needed import missing, need_comfyui
+from reflection_nodes import add_board
 from small_models import install_folder
 
 
@@ -75,6 +76,12 @@ def open_canvas(browser, server):
 def folder(server, golden):
     """A published folder with the model for tests, by its name on the server."""
     return install_folder(server.models, golden)
+
+
+@pytest.fixture
+def loop(folder, canvas):
+    """A reflection loop on the canvas whose encoder says that the first picture is wrong and the second right."""
+    return add_board(canvas, folder)
 
 
 @pytest.fixture

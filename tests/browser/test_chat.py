@@ -165,10 +165,8 @@ def test_a_message_runs_its_chat_and_what_hangs_on_it_and_nothing_else(chats, ca
 
 def test_a_message_in_one_chat_does_not_hold_back_what_was_being_written_in_another(chats, canvas):
     first, second = chats("A fox.", "A wolf.")
-    first.writes("a fox in the snow ", held=True)
     second.field.fill("What is right?")
-    first.begin("What is left?")
-    expect(first.status).to_have_text("Writing …", timeout=PATIENCE)
+    first.begin_held("What is left?")
     second.field.press("Enter")
     canvas.page.wait_for_function("() => fetch('/queue').then(r => r.json()).then(q => q.queue_pending.length === 1)")
     assert second.status.inner_text() == ""

@@ -142,9 +142,7 @@ def test_an_answer_that_came_while_the_page_was_loaded_anew_is_not_added_to_a_co
 
 def test_the_history_is_asked_only_for_runs_that_have_left_the_queue(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow ", held=True)
-    chat.begin("What is it?")
-    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.begin_held("What is it?")
     canvas.evaluate("app.queuePrompt(0, 3)")
     requests = []
 

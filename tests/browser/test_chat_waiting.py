@@ -28,9 +28,7 @@ STORAGE_IS_FULL = """(full) => {
 
 def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow ", held=True)
-    chat.begin("What is it?")
-    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.begin_held("What is it?")
     chat.field.fill("And where?")
     chat.field.press("Enter")
     assert chat.status.inner_text() == "The last message is not answered yet."
@@ -44,9 +42,7 @@ def test_a_message_waits_until_the_one_before_is_answered(chats, canvas):
 def test_of_two_messages_that_were_queued_together_the_first_is_answered_and_the_second_says_why_not(chats, canvas):
     """By the button that runs the workflow, which a chat does not hold back."""
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow ", held=True)
-    chat.begin("What is it?")
-    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.begin_held("What is it?")
     chat.field.fill("And where?")
     canvas.evaluate("app.queuePrompt(0, 1)")
     chat.let_go()
@@ -101,9 +97,7 @@ def test_a_status_that_is_older_than_the_message_does_not_end_the_wait(chats, ca
 
 def test_an_answer_finds_its_chat_though_the_next_message_was_typed_and_another_workflow_looked_at(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow ", held=True)
-    chat.begin("What is it?")
-    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.begin_held("What is it?")
     chat.field.fill("And where?")
     canvas.evaluate(LEAVE)
     canvas.reset()
@@ -188,9 +182,7 @@ def test_a_message_is_waited_for_and_answered_where_the_browser_keeps_no_more(ch
 def test_of_two_equal_messages_the_one_that_is_answered_first_is_waited_for_no_longer(chats, canvas):
     """The second, which was put in front of the first."""
     chat, other = chats("A fox.", "A bear.")
-    other.writes("a bear in the snow ", held=True)
-    other.begin("And what is it here?")
-    expect(other.status).to_have_text("Writing …", timeout=PATIENCE)
+    other.begin_held("And what is it here?", "a bear in the snow ")
     with canvas.page.expect_response("**/prompt"):
         chat.begin("What is it?")
     with canvas.page.expect_response("**/prompt"):
@@ -215,9 +207,7 @@ def test_a_message_that_the_server_refuses_does_not_hold_back_the_next(chats, ca
 
 def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(chats, canvas):
     [chat] = chats("A fox.")
-    chat.writes("a fox in the snow ", held=True)
-    chat.begin("What is it?")
-    expect(chat.status).to_have_text("Writing …", timeout=PATIENCE)
+    chat.begin_held("What is it?")
     canvas.evaluate("app.queuePrompt(0, 1)")
     assert len(canvas.server.get("/queue")["queue_pending"]) == 1
     canvas.server.post("/queue", {"clear": True})
@@ -236,9 +226,7 @@ def test_a_message_that_is_taken_out_of_the_queue_does_not_hold_back_the_next(ch
 
 def test_a_message_that_is_taken_out_of_the_queue_before_its_run_says_so(chats, canvas):
     first, second = chats("A fox.", "A bear.")
-    first.writes("a fox in the snow ", held=True)
-    first.begin("What is it?")
-    expect(first.status).to_have_text("Writing …", timeout=PATIENCE)
+    first.begin_held("What is it?")
     with canvas.page.expect_response("**/prompt"):
         second.begin("And what is it here?")
     canvas.server.post("/queue", {"clear": True})

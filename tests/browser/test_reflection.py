@@ -4,48 +4,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from playwright.sync_api import expect
-
 from browser_harness import PATIENCE
+from playwright.sync_api import expect
+from reflection_nodes import ASKED, HOSTILE, LOADED, RIGHT, SLOWLY, add_board, board, kept, labels, press
 
-# What would be a picture or a script on a page that reads it as HTML.
-HOSTILE = '<img src="x" onerror="window.broken = true"><b>red</b><script>window.broken = true</script> &amp; 여우'
-RIGHT = "VERDICT: RIGHT\nPROBLEM: NONE\nKIND: NONE\nFIX: NONE"
-WRONG = f"VERDICT: WRONG\nPROBLEM: the fox is {HOSTILE}\nKIND: ATTRIBUTE\nFIX: Make the fox red"
-ASKED = "Is there a fox?"
-TWO_ROUNDS = [WRONG, ASKED, 0.3, RIGHT, 0.9]
 KOREAN = "여우가 파란색입니다. 빨간색으로 바꾸세요."
-
-MAKE = """([folder, script, type]) => {
-    const [loader, script_node, drawing] = ['OmniGen2LoadFolder', 'TestReflects', type].map((kind, i) => {
-        const node = LiteGraph.createNode(kind);
-        node.pos = [60 + 330 * i, 80];
-        app.graph.add(node);
-        return node;
-    });
-    const set = (node, values) => Object.entries(values).forEach(([name, value]) => { node.widgets.find(w => w.name === name).value = value });
-    set(loader, {folder, dtype: 'fp32'});
-    set(script_node, {script});
-    set(drawing, {prompt: 'a fox in the snow', negative_prompt: '', width: 64, height: 64, seed: 7, control_after_generate: 'fixed', steps: 1, text_guidance: 1});
-    if (type === 'OmniGen2ReflectionLoop') set(drawing, {reflect_by: 'prompted'});
-    else set(drawing, {count: 2});
-    loader.connect(0, drawing, drawing.findInputSlot('model'));
-    loader.connect(1, script_node, 0);
-    script_node.connect(0, drawing, drawing.findInputSlot('clip'));
-    loader.connect(2, drawing, drawing.findInputSlot('vae'));
-    app.canvas.ds.scale = 0.8;
-    app.canvas.ds.offset = [0, 0];
-    return drawing.id;
-}"""
-SLOWLY = """([id, seconds, steps]) => {
-    const loop = app.graph.getNodeById(id), slow = LiteGraph.createNode('TestSlowModel');
-    slow.pos = [60, 400];
-    app.graph.add(slow);
-    slow.widgets.find(w => w.name === 'seconds').value = seconds;
-    app.graph.nodes.find(n => n.type === 'OmniGen2LoadFolder').connect(0, slow, 0);
-    slow.connect(0, loop, loop.findInputSlot('model'));
-    loop.widgets.find(w => w.name === 'steps').value = steps;
-}"""
 SCRIPT = """(script) => { app.graph.nodes.find(n => n.type === 'TestReflects').widgets.find(w => w.name === 'script').value = script }"""
 VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
 SET = """([id, name, value]) => {
@@ -65,15 +28,6 @@ LISTED = """([id]) => {
     const node = app.graph.getNodeById(id);
     list.connect(0, node, node.findInputSlot('images.image_1'));
 }"""
-KEPT = "(id) => app.graph.getNodeById(id)?.properties.omnigen2_rounds ?? null"
-LOADED = """() => {
-    const images = [...document.querySelectorAll('.omnigen2-rounds img')];
-    return images.length > 0 && images.every(image => image.complete && image.naturalWidth > 0);
-}"""
-FAILED = """() => {
-    const images = [...document.querySelectorAll('.omnigen2-rounds img')];
-    return images.length > 0 && images.every(image => image.complete && image.naturalWidth === 0);
-}"""
 # The next workflow that is opened has its nodes, and is the active one only after goOn().
 SLOW_TO_OPEN = """() => {
     window.nodesAreThere = false;
@@ -89,36 +43,6 @@ SLOW_TO_OPEN = """() => {
     });
 }"""
 STATE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
-
-
-@pytest.fixture
-def loop(folder, canvas):
-    """A reflection loop on the canvas whose encoder says that the first picture is wrong and the second right."""
-    return make(canvas, folder)
-
-
-def make(canvas, folder: str, script=TWO_ROUNDS, kind: str = "OmniGen2ReflectionLoop") -> int:
-    return canvas.evaluate(MAKE, [folder, json.dumps(script), kind])
-
-
-def board(canvas):
-    return canvas.page.locator(".omnigen2-rounds")
-
-
-def labels(canvas) -> list[str]:
-    """The rounds that are shown, by their names for screen readers."""
-    return [button.get_attribute("aria-label") for button in board(canvas).get_by_role("list").get_by_role("button").all()]
-
-
-def kept(canvas, node: int) -> dict:
-    return canvas.evaluate(KEPT, node)
-
-
-def press(canvas, name: str) -> None:
-    """Presses a button of the board by the keyboard."""
-    button = board(canvas).get_by_role("button", name=name)
-    button.focus()
-    canvas.page.keyboard.press("Enter")
 
 
 def test_rounds_are_shown_and_a_click_tells_what_was_said(loop, canvas):
@@ -352,7 +276,7 @@ def test_rounds_that_come_while_undo_takes_something_back_are_no_step_of_their_o
 
 
 def test_best_of_n_shows_scores_and_has_nothing_to_pick(folder, canvas):
-    make(canvas, folder, [ASKED, 0.3, 0.9], "OmniGen2BestOfN")
+    add_board(canvas, folder, [ASKED, 0.3, 0.9], "OmniGen2BestOfN")
     assert board(canvas).get_by_role("status").inner_text() == "Pictures appear here as they are drawn."
     canvas.run()
     canvas.page.wait_for_function(LOADED)
@@ -364,7 +288,7 @@ def test_best_of_n_shows_scores_and_has_nothing_to_pick(folder, canvas):
 
 
 def test_of_a_list_the_pictures_of_its_last_item_stay_on_the_node(folder, canvas):
-    node = make(canvas, folder, [ASKED, 0.3, 0.9, ASKED, 0.8, 0.5], "OmniGen2BestOfN")
+    node = add_board(canvas, folder, [ASKED, 0.3, 0.9, ASKED, 0.8, 0.5], "OmniGen2BestOfN")
     canvas.evaluate(LISTED, [node])
     canvas.run()
     canvas.page.wait_for_function(LOADED)
@@ -374,7 +298,7 @@ def test_of_a_list_the_pictures_of_its_last_item_stay_on_the_node(folder, canvas
 
 @pytest.mark.parametrize(("answer", "shown", "reason"), [("", "(nothing)", "it was empty"), (KOREAN, KOREAN, "not in English")], ids=["empty", "another language"])
 def test_a_reflection_that_cannot_be_used_is_shown_as_no_opinion_with_what_was_written(folder, canvas, answer, shown, reason):
-    make(canvas, folder, [answer, answer, ASKED, 0.6])
+    add_board(canvas, folder, [answer, answer, ASKED, 0.6])
     canvas.run()
     canvas.page.wait_for_function(LOADED)
     assert labels(canvas) == ["Round 0 · best, drawn, no opinion, 0.60"]
@@ -420,57 +344,6 @@ def test_cancelling_in_the_middle_of_the_second_picture_keeps_the_first_on_the_n
     made = kept(canvas, loop)
     assert made["rounds"][0] == left["rounds"][0] and made["rounds"][1]["parent"] == 0
     assert canvas.errors == []
-
-
-RUN = """async () => {
-    const begun = new Promise(resolve => app.api.addEventListener('execution_start', ({detail}) => resolve(detail.prompt_id), {once: true}));
-    await app.queuePrompt(0, 1);
-    return await begun;
-}"""
-SECOND_PICTURE = {"at": "omnigen2.rounds", "when": "({stage, round}) => stage === 'draw' && round === 1"}
-
-
-def test_rounds_that_came_while_the_page_was_not_connected_are_shown_when_it_is_again(loop, canvas):
-    with canvas.disconnected(**SECOND_PICTURE):
-        canvas.server.wait(canvas.evaluate(RUN))
-        expect(board(canvas).get_by_role("status")).to_have_text("Round 1: drawing …", timeout=PATIENCE)
-        assert labels(canvas) == ["Round 0 · best, drawn, not satisfied, 0.30"]
-    expect(board(canvas).get_by_role("status")).to_have_text("Ended: the picture is right.", timeout=PATIENCE)
-    assert labels(canvas) == ["Round 0, drawn, not satisfied, 0.30", "Round 1 · best, edited, satisfied, 0.90"]
-    assert canvas.errors == []
-
-
-def test_rounds_that_came_while_the_page_was_loaded_anew_are_shown_when_it_is_there(open_canvas, folder):
-    canvas = open_canvas()
-    canvas.reset()
-    loop = make(canvas, folder)
-    canvas.evaluate(SLOWLY, [loop, 0.2, 25])
-    run = canvas.evaluate(RUN)
-    with canvas.loaded_anew():
-        canvas.server.wait(run)
-    expect(board(canvas).get_by_role("status")).to_have_text("Ended: the picture is right.", timeout=PATIENCE)
-    assert labels(canvas) == ["Round 0, drawn, not satisfied, 0.30", "Round 1 · best, edited, satisfied, 0.90"]
-    assert canvas.errors == []
-
-
-def test_rounds_of_a_run_that_ended_with_the_server_are_those_of_a_run_that_was_stopped(loop, canvas):
-    with canvas.disconnected(**SECOND_PICTURE):
-        canvas.server.forget(canvas.evaluate(RUN))
-    stopped = "Stopped before the end; what was finished is kept."
-    expect(board(canvas).get_by_role("status")).to_have_text(stopped, timeout=PATIENCE)
-    assert labels(canvas) == ["Round 0 · best, drawn, not satisfied, 0.30"]
-    assert kept(canvas, loop)["stop"] == "stopped before the end"
-    assert canvas.errors == []
-
-
-def test_pictures_that_could_not_be_had_are_asked_for_when_the_page_is_connected_again(loop, canvas):
-    with canvas.no_pictures():
-        canvas.run()
-        canvas.page.wait_for_function(FAILED)
-    with canvas.disconnected():
-        pass
-    canvas.page.wait_for_function(LOADED)
-    assert len(labels(canvas)) == 2
 
 
 @pytest.mark.parametrize(
